@@ -1,0 +1,73 @@
+"""What the tests share: running a script as a user does, and small real files."""
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ("scrape", "preprocess", "train_vae", "plot_latent")
+
+
+def read_settings(path):
+    """Return {name: AST node} of the UPPER_CASE assignments of a script."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return {
+        node.targets[0].id: node
+        for node in body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id.isupper()
+    }
+
+
+def copy_script(script, folder, **edits):
+    """Copy a script into the folder with some settings edited, and return the copy.
+
+    Args:
+        script: path below the repository, for example "preprocess.py".
+        folder: where the copy is put.
+        **edits: setting=value. A name that is no setting raises KeyError.
+    """
+    source = ROOT / script
+    lines = source.read_text(encoding="utf-8").splitlines()
+    places = read_settings(source)
+    for name in sorted(edits, key=lambda name: -places[name].lineno):
+        node = places[name]  # from the last upward: line numbers stay right
+        lines[node.lineno - 1 : node.end_lineno] = [f"{name} = {edits[name]!r}"]
+    copy = Path(folder) / source.name
+    copy.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return copy
+
+
+def run_script(script, folder, timeout=300, **edits):
+    """Run an edited copy of a script in the folder, as a user would.
+
+    Returns:
+        The finished process with `returncode`, `stdout` and `stderr` as text.
+    """
+    copy = copy_script(script, folder, **edits)
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUTF8": "1"}
+    result = subprocess.run(
+        [sys.executable, copy.name],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=timeout,
+        check=False,
+    )
+    print(result.stdout, result.stderr, sep="\n")  # pytest shows it when a test fails
+    return result
+
+
+def load_script(script):
+    """Import a script by its path and return the module: importing does nothing."""
+    path = ROOT / script
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
