@@ -1,0 +1,630 @@
+"""train_vae.py: its layers and functions, and the script as users run it."""
+
+import csv
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import copy_script, load_script, run_script
+from PIL import Image
+
+train_vae = load_script("train_vae.py")
+keras, tf = train_vae.keras, train_vae.tf
+
+FILTERS = (4, 8, 8, 16)
+
+
+def draw_images(count, side=32, channels=3, seed=0):
+    """Draw discs of two factors, uint8 (count, side, side, channels).
+
+    Row 2i + 1 is the mirror of row 2i.
+    """
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    rows = []
+    for _ in range(count // 2):
+        place, size = random.uniform(-0.5, 0.5), random.uniform(0.2, 0.5)
+        disc = np.hypot(x - place, y) < size
+        image = np.where(disc[..., None], (230, 160, 90)[:channels], 30)
+        rows += [image, image[:, ::-1]]
+    return np.array(rows, np.uint8)
+
+
+def prepare(folder, images):
+    """Save images where train_vae.py looks for them."""
+    (folder / "data").mkdir(exist_ok=True)
+    np.save(folder / "data/images.npy", images)
+
+
+def small(**edits):
+    """Return settings that train within seconds."""
+    return {"FILTERS": FILTERS, "EPOCHS": 2, "BATCH_SIZE": 16, **edits}
+
+
+def read_history(folder):
+    with open(folder / "model/history.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ---------------------------------------------------------------------- the layers
+
+
+@pytest.mark.parametrize(
+    ("side", "used", "stride", "base"),
+    [(28, 2, 2, 7), (36, 2, 2, 9), (44, 2, 2, 11), (64, 3, 2, 8), (128, 4, 2, 8)]
+    + [(256, 4, 4, 8), (512, 4, 4, 16)],
+)
+def test_depth_follows_the_side(side, used, stride, base):
+    stages = train_vae.plan_stages(side, (32, 64, 128, 256))
+    assert stages == ((32, 64, 128, 256)[:used], stride)
+    assert side == base * stride * 2 ** (used - 1)
+
+
+def call_loss(images, logits, z_mean, z_log_var, kl_weight=0.5):
+    layer = train_vae.VAELoss(kl_weight)
+    layer([np.asarray(x, "float32") for x in (images, logits, z_mean, z_log_var)])
+    parts = {metric.name: float(metric.result()) for metric in layer.metrics}
+    return float(layer.losses[0]), parts["reconstruction_loss"], parts["kl_loss"]
+
+
+def test_loss_of_known_values():
+    images, zero = np.full((2, 4, 4, 3), 0.3), np.zeros((2, 5))
+    logits = np.zeros((2, 4, 4, 3))
+    assert call_loss(images, logits, zero, zero) == pytest.approx(
+        (math.log(2), math.log(2), 0), abs=1e-6
+    )
+    loss, reconstruction, kl = call_loss(images, logits + 1, zero + 1, zero)
+    assert kl == pytest.approx(5 / 2)
+    assert reconstruction == pytest.approx(math.log(1 + math.e) - 0.3, rel=1e-6)
+    assert loss == pytest.approx(reconstruction + 0.5 * kl)
+    _, _, kl = call_loss(images, logits, zero, zero + math.log(4))
+    assert kl == pytest.approx(5 * (4 - 1 - math.log(4)) / 2, rel=1e-6)
+
+
+def test_loss_is_the_articles():
+    random = np.random.default_rng(1)
+    images, logits = random.uniform(size=(2, 3, 4, 4, 3))
+    z_mean, z_log_var = random.normal(size=(2, 3, 2))
+    loss, _, _ = call_loss(images, logits, z_mean, z_log_var, kl_weight=5e-4)
+    p = 1 / (1 + np.exp(-logits))
+    cross_entropy = -np.mean(images * np.log(p) + (1 - images) * np.log(1 - p))
+    kl = -5e-4 * np.mean(1 + z_log_var - z_mean**2 - np.exp(z_log_var))
+    assert loss == pytest.approx(cross_entropy + kl, rel=1e-5)
+
+
+def test_loss_stays_finite_for_any_logit():
+    logits = tf.Variable([[-1e4, 1e4, -50.0, 50.0]])
+    images, zero = tf.constant([[0.0, 1.0, 1.0, 0.3]]), tf.zeros((1, 2))
+    with tf.GradientTape() as tape:
+        layer = train_vae.VAELoss(1.0)
+        layer([images, logits, zero, zero])
+        loss = layer.losses[0]
+    assert np.isfinite(loss)
+    assert np.abs(tape.gradient(loss, logits)).max() <= 1
+
+
+def test_sampling_has_the_half_and_a_seed():
+    z_mean, z_log_var = np.full((50_000, 1), 2.0), np.full((50_000, 1), 2 * math.log(3))
+    inputs = [z_mean.astype("float32"), z_log_var.astype("float32")]
+    z = np.asarray(train_vae.Sampling(7)(inputs))
+    assert z.mean() == pytest.approx(2, abs=0.05)
+    assert z.std() == pytest.approx(3, rel=0.02)
+    assert (z == np.asarray(train_vae.Sampling(7)(inputs))).all()
+    assert (z != np.asarray(train_vae.Sampling(8)(inputs))).any()
+
+
+def test_up_conv_is_up_sampling_and_convolution():
+    inputs = tf.random.stateless_normal((2, 5, 7, 3), (1, 2))
+    ours = train_vae.UpConv2D(4, 3, padding="same", activation="relu")
+    stock = keras.layers.Conv2D(4, 3, padding="same", activation="relu")
+    stock.build((None, 10, 14, 3))
+    results = []
+    with tf.GradientTape(persistent=True) as tape:
+        ours(inputs)
+        stock.set_weights(ours.get_weights())
+        for layer, x in ((ours, inputs), (stock, keras.layers.UpSampling2D()(inputs))):
+            outputs = layer(x)
+            loss = tf.reduce_sum(outputs**2)
+            results.append((outputs, loss, layer.trainable_variables))
+    assert results[0][0].shape == (2, 10, 14, 4)
+    np.testing.assert_allclose(results[0][0], results[1][0], atol=1e-5)
+    for a, b in zip(results[0][2], results[1][2], strict=True):
+        gradients = tape.gradient(results[0][1], a), tape.gradient(results[1][1], b)
+        np.testing.assert_allclose(*gradients, rtol=1e-3, atol=1e-3)
+
+
+# ---------------------------------------------------------------------- the models
+
+
+@pytest.mark.parametrize(
+    ("side", "channels", "latent_dim"),
+    [(28, 1, 2), (36, 3, 3), (64, 1, 16), (256, 3, 2)],
+)
+def test_saved_decoder_is_stock_and_equals_the_trained_one(side, channels, latent_dim):
+    shape = (side, channels, latent_dim, FILTERS)
+    encoder = train_vae.build_encoder(*shape)
+    trained = train_vae.build_decoder(*shape, training=True)
+    saved = train_vae.build_decoder(*shape, training=False)
+    saved.set_weights(trained.get_weights())
+    for layer in [*encoder.layers, *saved.layers]:
+        assert type(layer).__module__.startswith("keras.")
+    z = np.random.default_rng(0).normal(size=(3, latent_dim)).astype("float32")
+    images = np.asarray(saved(z))
+    assert images.shape == (3, side, side, channels) and images.dtype == np.float32
+    np.testing.assert_allclose(images, tf.sigmoid(trained(z)), atol=1e-6)
+    z_mean, z_log_var = encoder(images)
+    assert z_mean.shape == z_log_var.shape == (3, latent_dim)
+    assert np.abs(z_log_var).max() == 0
+
+
+def test_log_variance_is_bounded():
+    encoder = train_vae.build_encoder(28, 1, 2, FILTERS)
+    encoder.set_weights([weight + 1e3 for weight in encoder.get_weights()])
+    z_log_var = np.asarray(encoder(np.ones((1, 28, 28, 1), "float32"))[1])
+    assert z_log_var.tolist() == [[10, 10]]
+
+
+def build(side=28, channels=1, learning_rate=None, steps=300):
+    keras.utils.set_random_seed(0)
+    encoder = train_vae.build_encoder(side, channels, 2, FILTERS)
+    decoder = train_vae.build_decoder(side, channels, 2, FILTERS, training=True)
+    vae = train_vae.build_vae(encoder, decoder, 5e-4, 0)
+    vae.compile(train_vae.build_optimizer("adam", learning_rate, steps))
+    return vae, encoder, decoder
+
+
+def test_gradients_reach_every_weight():
+    vae, encoder, decoder = build()
+    images = draw_images(8, 28, 1) / np.float32(255)
+    with tf.GradientTape() as tape:
+        vae(images)
+        loss = tf.add_n(vae.losses)
+    assert len(vae.losses) == 1
+    gradients = tape.gradient(loss, vae.trainable_variables)
+    weights = encoder.trainable_variables + decoder.trainable_variables
+    assert len(gradients) == len(weights)
+    assert all(np.abs(gradient).max() > 0 for gradient in gradients)
+
+
+def test_some_hundred_steps_learn_a_few_images():
+    vae, _, _ = build()
+    images = draw_images(16, 28, 1) / np.float32(255)
+    p = np.clip(images, 1e-7, 1 - 1e-7)
+    floor = -np.mean(p * np.log(p) + (1 - p) * np.log(1 - p))
+    before = vae.evaluate(images, verbose=0, return_dict=True)["reconstruction_loss"]
+    vae.fit(images, batch_size=16, epochs=300, verbose=0)
+    after = vae.evaluate(images, verbose=0, return_dict=True)["reconstruction_loss"]
+    assert after - floor < (before - floor) / 2
+
+
+def test_the_kl_weight_rises_in_the_first_half_and_the_record_has_the_whole(tmp_path):
+    vae, _, _ = build()
+    vae.optimizer.build(vae.trainable_variables)
+    recorder = train_vae.Recorder(tmp_path, {"KL_WEIGHT": 5e-4}, 10)
+    recorder.set_model(vae)
+    weights = []
+    for epoch in range(10):
+        recorder.on_epoch_begin(epoch)
+        weights.append(float(vae.get_layer("loss").kl_weight))
+    np.testing.assert_allclose(weights[:5], 5e-4 * np.array([0.1, 0.3, 0.5, 0.7, 0.9]))
+    np.testing.assert_allclose(weights[5:], 5e-4)
+    logs = {"loss": 0.6, "reconstruction_loss": 0.5, "kl_loss": 20.0}
+    recorder.on_epoch_end(0, logs | {f"val_{name}": x for name, x in logs.items()})
+    assert recorder.history[0]["loss"] == recorder.history[0]["val_loss"] == 0.51
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path):
+    vae, _, _ = build()
+    vae.optimizer.build(vae.trainable_variables)
+    recorder = train_vae.Recorder(tmp_path, {"KL_WEIGHT": 5e-4}, 10)
+    recorder.set_model(vae)
+    recorder.on_epoch_begin(0)
+    images = draw_images(16, 28, 1) / np.float32(255)
+    bad = np.where(np.arange(16)[:, None, None, None] == 3, np.nan, images)
+    weights = vae.get_weights()
+    for count in (1, 2):
+        vae.train_on_batch(bad)
+        recorder.on_train_batch_end(0)
+        assert (recorder.skipped, recorder.skipped_in_a_row) == (count, count)
+    for old, new in zip(weights, vae.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    vae.train_on_batch(images)
+    recorder.on_train_batch_end(0)
+    assert (recorder.skipped, recorder.skipped_in_a_row) == (2, 0)
+    assert any(
+        (old != new).any() for old, new in zip(weights, vae.get_weights(), strict=True)
+    )
+    with pytest.raises(FloatingPointError, match="ten steps in a row"):
+        for _ in range(10):
+            vae.train_on_batch(bad)
+            recorder.on_train_batch_end(0)
+
+
+# ---------------------------------------------------------------------- the data
+
+
+def rows_of(dataset, batches):
+    """Return the first value of each image of some batches: here, its row number."""
+    taken = dataset.take(batches) if batches else dataset
+    return [np.rint(batch[:, 0, 0, 0].numpy() * 255).astype(int) for batch in taken]
+
+
+def test_datasets_visit_each_row_once_an_epoch_in_a_known_order():
+    images = np.arange(70, dtype=np.uint8)[:, None, None, None] * np.ones(
+        (1, 4, 4, 1), np.uint8
+    )
+    training, held_out = train_vae.make_datasets(images, 64, 16, 5, 0, 1)
+    batch = next(iter(training))
+    assert batch.dtype == tf.float32 and batch.shape == (16, 4, 4, 1)
+    two_epochs = rows_of(training, 8)
+    for epoch in (two_epochs[:4], two_epochs[4:]):
+        assert sorted(np.concatenate(epoch)) == list(range(64))
+    assert {*two_epochs[0]} != {*two_epochs[4]}
+    resumed, _ = train_vae.make_datasets(images, 64, 16, 5, 1, 1)
+    np.testing.assert_array_equal(rows_of(resumed, 4), two_epochs[4:])
+    other, _ = train_vae.make_datasets(images, 64, 16, 6, 0, 1)
+    assert {*rows_of(other, 1)[0]} != {*two_epochs[0]}
+    assert np.concatenate(rows_of(held_out, 0)).tolist() == list(range(64, 70))
+
+
+def test_a_part_of_a_batch_is_left_out_and_replicas_get_equal_parts():
+    images = np.zeros((45, 4, 4, 1), np.uint8)
+    training, held_out = train_vae.make_datasets(images, 40, 16, 0, 0, 2)
+    assert [len(rows) for rows in rows_of(training, 4)] == [16, 16, 16, 16]
+    assert sum(len(rows) for rows in rows_of(held_out, 0)) == 4
+
+
+def test_average_images():
+    images = np.random.default_rng(0).integers(0, 256, (130, 4, 4, 3)).astype(np.uint8)
+    mean_image = train_vae.average_images(images)
+    np.testing.assert_allclose(mean_image, images.mean(axis=0) / 255, rtol=1e-6)
+    assert mean_image.dtype == np.float32
+    with pytest.raises(ValueError, match="nothing to learn"):
+        train_vae.average_images(np.repeat(images[:1], 100, axis=0))
+
+
+def test_measure_against_numpy():
+    _, encoder, _ = build()
+    decoder = train_vae.build_decoder(28, 1, 2, FILTERS, training=False)
+    images = draw_images(12, 28, 1) / np.float32(255)
+    mean_image = images.mean(axis=0)
+    batches = tf.data.Dataset.from_tensor_slices(images).batch(8)
+    figures = train_vae.measure(encoder, decoder, batches, mean_image)
+    z_mean, z_log_var = (np.asarray(x) for x in encoder(images))
+    decoded = np.asarray(decoder(z_mean))
+
+    def cross_entropy(p):
+        p = np.clip(p, 1e-7, 1 - 1e-7)
+        return -np.mean(images * np.log(p) + (1 - images) * np.log(1 - p))
+
+    assert figures["cross_entropy"] == pytest.approx(cross_entropy(decoded), rel=1e-5)
+    mean = cross_entropy(np.broadcast_to(mean_image, images.shape))
+    assert figures["cross_entropy_mean_image"] == pytest.approx(mean, rel=1e-5)
+    lowest = cross_entropy(images)
+    assert figures["cross_entropy_lowest"] == pytest.approx(lowest, rel=1e-4)
+    errors = np.mean((decoded - images) ** 2, axis=(1, 2, 3))
+    assert figures["psnr"] == pytest.approx(np.mean(-10 * np.log10(errors)), rel=1e-5)
+    kl = (z_mean**2 + np.exp(z_log_var) - 1 - z_log_var) / 2
+    assert figures["kl"] == pytest.approx(kl.sum(axis=1).mean(), abs=1e-5)
+    assert figures["active_latents"] == (z_mean.var(axis=0) > 0.01).sum()
+    assert 0 <= figures["ssim"] <= 1 and figures["sharpness"] < 1
+    inside = (np.abs(z_mean) < 1.645).all(axis=1).mean()
+    assert figures["share_in_grid"] == pytest.approx(inside)
+
+
+# ---------------------------------------------------------------------- the script
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which two epochs were trained on 120 images, and what was printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    prepare(folder, draw_images(120))
+    result = run_script("train_vae.py", folder, **small())
+    assert result.returncode == 0
+    return folder, result
+
+
+def test_files_of_a_training(trained):
+    folder, result = trained
+    made = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
+    assert made - {"train_vae.py", "data/images.npy"} == {
+        "model/encoder.keras",
+        "model/decoder.keras",
+        "model/history.csv",
+        "model/summary.json",
+        "model/backup.npz",
+        "figures/loss.png",
+        "figures/reconstructions.png",
+    }
+    history = read_history(folder)
+    terms = ("loss", "reconstruction_loss", "kl_loss")
+    names = {"epoch", "learning_rate", "seconds", *terms, *(f"val_{x}" for x in terms)}
+    assert set(history[0]) == names
+    assert [row["epoch"] for row in history] == ["1", "2"]
+    for row in history:
+        parts = float(row["reconstruction_loss"]) + 5e-4 * float(row["kl_loss"])
+        assert float(row["loss"]) == pytest.approx(parts, rel=1e-5)
+    summary = json.loads((folder / "model/summary.json").read_text())
+    assert summary["settings"]["LATENT_DIM"] == 2
+    assert summary["settings"]["num_train"] == 108
+    best = min(history, key=lambda row: float(row["val_loss"]))
+    values = 32 * 32 * 3
+    elbo = -values * float(best["val_reconstruction_loss"]) - float(best["val_kl_loss"])
+    figures = summary["figures"]
+    assert figures["elbo"] == pytest.approx(elbo)
+    assert figures["bits_per_value"] == pytest.approx(-elbo / values / math.log(2))
+    assert figures["beta"] == pytest.approx(5e-4 * values)
+    for name in ("cross_entropy", "psnr", "kl", "elbo", "share_in_grid"):
+        assert f"{name}:" in result.stdout
+    for name, size in (("loss", (1000, 400)), ("reconstructions", (12 * 32 // 2, 0))):
+        with Image.open(folder / f"figures/{name}.png") as image:
+            image.load()
+            assert image.width >= size[0] and image.height >= size[1]
+
+
+def test_saved_models_load_in_a_process_that_knows_nothing_of_us(trained):
+    folder, _ = trained
+    code = """
+import keras, numpy as np
+encoder = keras.saving.load_model("model/encoder.keras")
+decoder = keras.saving.load_model("model/decoder.keras")
+images = np.load("data/images.npy")[-12:] / np.float32(255)
+z_mean, z_log_var = encoder(images)
+p = np.clip(np.asarray(decoder(z_mean)), 1e-7, 1 - 1e-7)
+print(encoder.name, decoder.name, p.shape, p.dtype)
+print(-np.mean(images * np.log(p) + (1 - images) * np.log(1 - p)))
+"""
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=120, check=True
+    )
+    names, cross_entropy = result.stdout.strip().splitlines()
+    summary = json.loads((folder / "model/summary.json").read_text())
+    model_id = summary["model_id"]
+    expected = f"encoder_{model_id} decoder_{model_id} (12, 32, 32, 3) float32"
+    assert names == expected
+    figures = summary["figures"]
+    assert float(cross_entropy) == pytest.approx(figures["cross_entropy"], rel=1e-4)
+
+
+def test_a_finished_training_says_so_and_goes_on_with_more_epochs(trained):
+    folder, _ = trained
+    encoder = (folder / "model/encoder.keras").read_bytes()
+    (folder / "model/encoder.keras").write_bytes(b"half of a pair")
+    again = run_script("train_vae.py", folder, **small())
+    assert again.returncode == 0
+    assert "2 of 2 epochs are done" in again.stdout and "raise EPOCHS" in again.stdout
+    assert len(read_history(folder)) == 2
+    assert len((folder / "model/encoder.keras").read_bytes()) == len(encoder)
+    more = run_script("train_vae.py", folder, **small(EPOCHS=3))
+    assert "2 of 3 epochs are done: going on" in more.stdout
+    assert [row["epoch"] for row in read_history(folder)] == ["1", "2", "3"]
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the training ended too early"
+        assert time.monotonic() < end, "the training never came so far"
+        time.sleep(0.02)
+
+
+def start(folder, **edits):
+    copy_script("train_vae.py", folder, **edits)
+    command = [sys.executable, "train_vae.py"]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def rows_so_far(folder):
+    try:
+        return len(read_history(folder))
+    except FileNotFoundError:
+        return 0
+
+
+def strip(history):
+    return [
+        {name: float(value) for name, value in row.items() if name != "seconds"}
+        for row in history
+    ]
+
+
+def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path):
+    settings = small(EPOCHS=6)
+    folders = [tmp_path / "whole", tmp_path / "killed"]
+    for folder in folders:
+        folder.mkdir()
+        prepare(folder, draw_images(400))
+    whole, killed = folders
+    assert run_script("train_vae.py", whole, **settings).returncode == 0
+    process = start(killed, **settings)
+    wait_for(lambda: rows_so_far(killed) >= 2, process)
+    process.kill()
+    process.communicate()
+    assert not (killed / "model/encoder.keras").exists()
+    resumed = run_script("train_vae.py", killed, **settings)
+    assert "of 6 epochs are done: going on" in resumed.stdout
+    for row, other in zip(
+        strip(read_history(whole)), strip(read_history(killed)), strict=True
+    ):
+        assert row == pytest.approx(other, rel=1e-5)
+    ids = [
+        json.loads((f / "model/summary.json").read_text())["model_id"] for f in folders
+    ]
+    assert ids[0] == ids[1]
+
+
+def test_ctrl_c_keeps_whole_epochs(tmp_path):
+    prepare(tmp_path, draw_images(400))
+    process = start(tmp_path, **small(EPOCHS=200))
+    wait_for(lambda: rows_so_far(tmp_path) >= 1, process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run again to go on" in stderr and "Traceback" not in stderr
+    assert not [path for path in tmp_path.rglob(".*")]
+    np.load(tmp_path / "model/backup.npz")["record"]
+
+
+def test_changed_settings_start_afresh_and_say_so(trained, tmp_path):
+    prepare(tmp_path, draw_images(60))
+    run_script("train_vae.py", tmp_path, **small(EPOCHS=1))
+    changed = run_script("train_vae.py", tmp_path, **small(EPOCHS=1, KL_WEIGHT=1e-3))
+    assert "KL_WEIGHT was 0.0005, now it is 0.001" in changed.stdout
+    assert changed.returncode == 0 and len(read_history(tmp_path)) == 1
+    (tmp_path / "model/backup.npz").write_bytes(b"PK but not whole")
+    torn = run_script("train_vae.py", tmp_path, **small(EPOCHS=1, KL_WEIGHT=1e-3))
+    assert torn.returncode == 0 and "Starting afresh" in torn.stdout
+
+
+def test_a_hopeless_learning_rate_ends_with_a_message(tmp_path):
+    prepare(tmp_path, draw_images(400))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/encoder.keras").write_bytes(b"an earlier model")
+    settings = small(OPTIMIZER="sgd", LEARNING_RATE=1e30, EPOCHS=3)
+    result = run_script("train_vae.py", tmp_path, **settings)
+    assert result.returncode == 1
+    assert "Lower LEARNING_RATE" in result.stderr and "Traceback" not in result.stderr
+    assert (tmp_path / "model/encoder.keras").read_bytes() == b"an earlier model"
+
+
+def test_grey_images_and_bfloat16_and_more_latents(tmp_path):
+    prepare(tmp_path, draw_images(60, 28, 1))
+    settings = small(PRECISION="mixed_bfloat16", LATENT_DIM=5)
+    result = run_script("train_vae.py", tmp_path, **settings)
+    assert result.returncode == 0
+    decoder = keras.saving.load_model(tmp_path / "model/decoder.keras")
+    assert decoder.input_shape == (None, 5) and decoder.output_shape == (
+        None,
+        28,
+        28,
+        1,
+    )
+    assert decoder(np.zeros((1, 5), "float32")).dtype == "float32"
+    figures = json.loads((tmp_path / "model/summary.json").read_text())["figures"]
+    assert len(figures["kl_per_latent"]) == 5
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_two_workers_agree_with_one_process(tmp_path):
+    images = draw_images(200)
+    single = tmp_path / "single"
+    single.mkdir()
+    prepare(single, images)
+    assert run_script("train_vae.py", single, **small(EPOCHS=3)).returncode == 0
+    cluster = {"worker": [f"127.0.0.1:{free_port()}" for _ in range(2)]}
+    processes = []
+    for index in range(2):
+        folder = tmp_path / f"worker{index}"
+        folder.mkdir()
+        prepare(folder, images)
+        copy_script("train_vae.py", folder, **small(EPOCHS=3, BATCH_SIZE=8))
+        config = {"cluster": cluster, "task": {"type": "worker", "index": index}}
+        environment = {**os.environ, "TF_CONFIG": json.dumps(config)}
+        command = [sys.executable, "train_vae.py"]
+        processes.append(
+            subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    for process in processes:
+        output, _ = process.communicate(timeout=240)
+        print(output)
+        assert process.returncode == 0
+    assert not (tmp_path / "worker1/model/encoder.keras").exists()
+    ours, theirs = (strip(read_history(tmp_path / x)) for x in ("single", "worker0"))
+    for row, other in zip(ours, theirs, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=0.02)
+    backups = [
+        np.load(tmp_path / f"worker{index}/model/backup{index or ''}.npz")
+        for index in range(2)
+    ]
+    for name in backups[0]:
+        if name.startswith("best_"):
+            np.testing.assert_array_equal(backups[0][name], backups[1][name])
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+def bad_inputs():
+    good = draw_images(40)
+    return {
+        "float32": (good / 255).astype("float32"),
+        "rank": good[..., 0],
+        "two channels": good[..., :2],
+        "not square": good[:, :, :28],
+        "side 30": draw_images(40, 30),
+        "side 24": draw_images(40, 24),
+        "19 rows": good[:19],
+        "no rows": good[:0],
+        "all the same": np.repeat(good[:1], 40, axis=0),
+    }
+
+
+@pytest.mark.parametrize("kind", [*bad_inputs(), "truncated", "text", "a folder"])
+def test_bad_arrays_end_with_one_message(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path, bad_inputs().get(kind, draw_images(40)))
+    path = tmp_path / "data/images.npy"
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-5000])
+    elif kind == "text":
+        path.write_text("no array")
+    elif kind == "a folder":
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        train_vae.main()
+    message = str(stopped.value)
+    assert str(path) in message and "preprocess.py" in message
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LATENT_DIM", 1),
+        ("LATENT_DIM", "2"),
+        ("FILTERS", ()),
+        ("FILTERS", 32),
+        ("FILTERS", (32, 0)),
+        ("KL_WEIGHT", -1),
+        ("KL_WEIGHT", "a lot"),
+        ("EPOCHS", 0),
+        ("BATCH_SIZE", 0),
+        ("OPTIMIZER", "lion"),
+        ("LEARNING_RATE", 0),
+        ("LEARNING_RATE", "fast"),
+        ("VALIDATION_IMAGES", 33),
+        ("PRECISION", "float16"),
+        ("SEED", -1),
+    ],
+)
+def test_wrong_settings_end_with_one_message(name, value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_vae, name, value)
+    with pytest.raises(SystemExit) as stopped:
+        train_vae.main()
+    assert str(stopped.value).startswith(f"{name} = {value!r}: expected")
+    assert list(tmp_path.iterdir()) == []
