@@ -1,0 +1,593 @@
+"""A little image-search site on this machine: four engines, pictures, and faults.
+
+    python tests/gallery.py
+
+By hand it draws 60 athletes and serves them until Ctrl-C; it prints which settings of
+scrape.py to edit, so that a whole crawl can be watched without the web. The tests use
+the class Gallery, which answers in the shapes of Wikimedia Commons, Openverse, Bing
+and Google, and, below /faults/, in all the ways in which servers misbehave.
+
+Reads and writes nothing.
+"""
+
+import gzip
+import html
+import http.server
+import io
+import json
+import random
+import socket
+import struct
+import sys
+import threading
+import time
+import urllib.parse
+import zlib
+
+from PIL import Image
+
+# ----------------------------------------------------------------------------
+# Settings: edit these
+# ----------------------------------------------------------------------------
+# Files
+PORT = 8000  # of 127.0.0.1
+
+# Data
+NUM_IMAGES = 60  # athletes to draw; a second gives about 30
+# ----------------------------------------------------------------------------
+
+ENGINES = {
+    "/w/api.php": "commons",
+    "/v1/images/": "openverse",
+    "/images/async": "bing",
+    "/search": "google",
+}
+LICENSES = "by by-sa by-nc by-nc-sa by-nd by-nc-nd cc0 pdm".split()
+
+
+def address_of(server):
+    """Return the address of a server."""
+    return "http://{}:{}".format(*server.server_address)
+
+
+def make_picture(seed, size=(160, 160), kind="JPEG"):
+    """Return the bytes of a small picture of coloured blocks, another for each seed."""
+    blocks = random.Random(seed).randbytes(8 * 8 * 3)
+    picture = Image.frombytes("RGB", (8, 8), blocks).resize(size, Image.NEAREST)
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return file.getvalue()
+
+
+def png_header(width, height):
+    """Return the few bytes of a PNG that claims to be as large as this."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    end = struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
+    start = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    data = zlib.compress(b"")
+    middle = struct.pack(">I", len(data)) + b"IDAT" + data
+    middle += struct.pack(">I", zlib.crc32(b"IDAT" + data))
+    return b"\x89PNG\r\n\x1a\n" + start + middle + end
+
+
+class Gallery:
+    """The site. Use it as a context manager.
+
+    Args:
+        hosts: loopback addresses to serve from; each is one image host with its own
+            port. The first one is the engines', too.
+        port: of every host; 0 takes a free one each.
+
+    Attributes:
+        addresses: "http://host:port" of each host.
+        pictures: {path: bytes} that it serves.
+        items: what the engines list: dicts with `url` and perhaps `title`, `creator`,
+            `license` (Openverse's word), `thumbnail`, `page`, `keyword` (listed for it
+            alone) and `engines` (listed by them alone).
+        modes: {engine: a mode, or a list of modes for its next requests}; see `answer`.
+        delay: seconds before each picture and page of results.
+        requests: (path with query, headers) of what was asked so far, in order.
+        times: {path: seconds at which it was asked for}.
+        most_at_once: {address: number} the most requests of a host at the same time.
+    """
+
+    def __init__(self, hosts=("127.0.0.1",), port=0):
+        self.pictures, self.items, self.modes = {}, [], {}
+        self.delay, self.requests, self.times = 0, [], {}
+        self.most_at_once, self.at_once = {}, {}
+        self.lock, self.closing = threading.Lock(), threading.Event()
+        site = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def do_GET(self):
+                site.answer(self)
+
+            def log_message(self, *args):
+                """Stay quiet."""
+
+        class Server(http.server.ThreadingHTTPServer):
+            request_queue_size = 100
+
+            def handle_error(self, *args):
+                """Stay quiet: clients that hang up are part of the game."""
+
+        self.servers = [Server((host, port), Handler) for host in hosts]
+        self.addresses = [address_of(server) for server in self.servers]
+        self.address = self.addresses[0]
+
+    def __enter__(self):
+        for server in self.servers:
+            threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        return self
+
+    def __exit__(self, *error):
+        self.closing.set()
+        for server in self.servers:
+            server.shutdown()
+            server.server_close()
+
+    @property
+    def endpoints(self):
+        """The setting ENDPOINTS that points scrape.py here."""
+        return {name: self.address + path for path, name in ENGINES.items()}
+
+    def add(self, count, start=0, hosts=None, **about):
+        """Add pictures to the site and to what the engines list.
+
+        Args:
+            count: how many.
+            start: seed of the first.
+            hosts: addresses that the pictures are listed at, in turn.
+            **about: fields of the items.
+        """
+        hosts = hosts or self.addresses
+        for number in range(start, start + count):
+            path = f"/pictures/{number:05d}.jpg"
+            self.pictures[path] = make_picture(number)
+            self.items.append({"url": hosts[number % len(hosts)] + path, **about})
+
+    def listed(self, engine, keyword):
+        """Return the numbered items that an engine lists for a keyword."""
+        return [
+            {"number": number, "license": LICENSES[number % len(LICENSES)], **item}
+            for number, item in enumerate(self.items)
+            if engine in item.get("engines", (engine,))
+            and keyword == item.get("keyword", keyword)
+        ]
+
+    def asked(self, path):
+        """Return how often a path, or one below it, was asked for."""
+        return sum(each.startswith(path) for each, _ in list(self.requests))
+
+    def mode(self, engine):
+        """Return how an engine answers now."""
+        mode = self.modes.get(engine, "ok")
+        if isinstance(mode, list):
+            with self.lock:
+                return mode.pop(0) if mode else "ok"
+        return mode
+
+    def answer(self, handler):
+        """Answer a request."""
+        parts = urllib.parse.urlsplit(handler.path)
+        host = address_of(handler.server)
+        with self.lock:
+            self.requests.append((handler.path, dict(handler.headers)))
+            self.times.setdefault(parts.path, []).append(time.monotonic())
+            now = self.at_once[host] = self.at_once.get(host, 0) + 1
+            self.most_at_once[host] = max(now, self.most_at_once.get(host, 0))
+        try:
+            if parts.path in ENGINES:
+                engine = ENGINES[parts.path]
+                query = dict(urllib.parse.parse_qsl(parts.query))
+                self.answer_engine(handler, engine, query, self.mode(engine))
+            elif parts.path in self.pictures:
+                self.closing.wait(self.delay)
+                send(handler, self.pictures[parts.path], kind="image/jpeg")
+            elif parts.path.startswith("/faults/"):
+                name = urllib.parse.unquote(parts.path).removeprefix("/faults/")
+                name = name.partition(".")[0]
+                FAULTS[name.partition("_")[0]](self, handler, name)
+            elif parts.path == "/":
+                rows = [
+                    f'<img src="{html.escape(each["url"])}">' for each in self.items
+                ]
+                page = f"<!doctype html><title>Gallery</title>{''.join(rows)}"
+                send(handler, page.encode(), kind="text/html; charset=utf-8")
+            else:
+                send(handler, b"not here", 404)
+        finally:
+            with self.lock:
+                self.at_once[host] -= 1
+
+    def answer_engine(self, handler, engine, query, mode):
+        """Answer a request for a page of results.
+
+        Modes: "ok"; a number, an HTTP status; (status, Retry-After); "empty", nothing
+        found; "blank", an empty body; "malformed"; "half"; "other shape"; "error", one
+        with status 200; "odd", one broken item first; "repeat", the first page always;
+        "slow", 10 s; "silent", never; "quota", none left; "captcha"; "consent";
+        "script".
+        """
+        headers = {}
+        if engine == "openverse":
+            headers = {
+                "x-ratelimit-limit-anon_burst": "20/min",
+                "x-ratelimit-available-anon_burst": "19",
+                "x-ratelimit-limit-anon_sustained": "200/day",
+                "x-ratelimit-available-anon_sustained": "0"
+                if mode == "quota"
+                else "199",
+            }
+        if isinstance(mode, tuple):
+            mode, headers["Retry-After"] = mode
+        if isinstance(mode, int):
+            body = b'{"detail":"Request was throttled."}'
+            return send(handler, body, mode, "application/json", headers)
+        if mode == "silent":
+            return self.closing.wait(120)
+        self.closing.wait(10 if mode == "slow" else self.delay)
+        keyword = query.get("gsrsearch", query.get("q", ""))
+        items = self.listed(engine, keyword.removeprefix("filetype:bitmap "))
+        if mode == "empty":
+            items = []
+        status, kind, body = globals()[f"{engine}_page"](
+            self, items, query, mode, headers
+        )
+        if mode == "half":
+            body = body[: len(body) // 2]
+        if mode == "malformed":
+            body = b"\x00<<<{]"
+        if mode == "other shape":
+            body = (
+                b'{"hello": ["world"]}' if kind == "application/json" else b"<p>Hello"
+            )
+        if mode == "blank":
+            body = b""
+        send(handler, body, status, kind, headers)
+
+
+def send(handler, body, status=200, kind="text/plain", headers=None):
+    """Send a whole answer."""
+    handler.send_response(status)
+    for name, value in (headers or {}).items():
+        handler.send_header(name, value)
+    handler.send_header("Content-Type", kind)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+# The engines: each returns status, content type and body of a page of results.
+
+
+def commons_page(gallery, items, query, mode, headers):
+    """Answer like the search of Wikimedia Commons."""
+    kind = "application/json"
+    if mode == "error":
+        error = {"code": "internal_api_error", "info": "The search is &lt;off&gt;."}
+        return 200, kind, json.dumps({"error": error, "servedby": "here"}).encode()
+    start, limit = int(query.get("gsroffset", 0)), int(query["gsrlimit"])
+    if mode == "repeat":
+        start = 0
+    pages = []
+    for index, item in enumerate(items[start : start + limit], start + 1):
+        mark = "&" if "?" in item["url"] else "?"
+        mark += "utm_source=commons.wikimedia.org&utm_campaign=imageinfo"
+        license = item["license"].upper().replace("PDM", "Public domain")
+        license = license if license[0] in "CP" else f"CC {license} 4.0"
+        about = {
+            "LicenseShortName": {"value": license, "source": "commons-desc-page"},
+            "LicenseUrl": {"value": f"https://licenses.example/{item['license']}"},
+            "Artist": {
+                "value": f"<a href='//x'>{item.get('creator', 'Ann &amp; Bo')}</a>"
+            },
+        }
+        info = {
+            "size": 1, "width": 1600, "height": 1600, "mime": "image/jpeg",
+            "thumburl": item["url"] + mark, "thumbwidth": 960, "thumbheight": 960,
+            "url": item.get("thumbnail", item["url"]) + mark,
+            "descriptionurl": item.get("page", f"https://pages.example/{item['number']}"),
+            "extmetadata": {} if item.get("bare") else about,
+        }  # fmt: skip
+        title = f"File:{item.get('title', 'Athlete')}.jpg"
+        page = {"pageid": item["number"], "ns": 6, "title": title, "index": index}
+        pages.append({**page, "imageinfo": [info]})
+    if pages and start == 0:
+        drawing = {"mime": "image/svg+xml", "url": f"{gallery.address}/faults/svg"}
+        page = {"pageid": 10**6, "ns": 6, "title": "File:Drawing.svg", "index": 0}
+        pages.append({**page, "imageinfo": [{**drawing, "extmetadata": {}}]})
+    if mode == "odd":
+        pages.insert(
+            0, {"pageid": -1, "ns": 6, "title": "File:Missing.jpg", "missing": 1}
+        )
+    random.Random(start).shuffle(pages)
+    answer = {"batchcomplete": True}
+    if pages:
+        answer["query"] = {"pages": pages}
+    if mode == "repeat" or start + limit < len(items):
+        offset = (
+            start + limit
+            if mode != "repeat"
+            else int(query.get("gsroffset", 0)) + limit
+        )
+        answer["continue"] = {"gsroffset": offset, "continue": "gsroffset||"}
+    return 200, kind, json.dumps(answer).encode()
+
+
+def openverse_page(gallery, items, query, mode, headers):
+    """Answer like the image search of Openverse to someone without a key."""
+    kind = "application/json"
+    number, size = int(query.get("page", 1)), int(query.get("page_size", 20))
+    if size > 20 or number * size > 240:
+        return 401, kind, b'{"detail":"page_size must be no larger than 20"}'
+    licenses = query.get("license", ",".join(LICENSES)).split(",")
+    if not set(licenses) <= set(LICENSES):
+        return 400, kind, b'{"detail":{"license":["unknown"]}}'
+    if mode == "error":
+        return 200, kind, b'{"detail":"Something went wrong."}'
+    items = [item for item in items if item["license"] in licenses]
+    results = []
+    start = 0 if mode == "repeat" else (number - 1) * size
+    for item in items[start : start + size]:
+        name = item["license"]
+        results.append({
+            "id": f"id-{item['number']}", "url": item["url"],
+            "title": item.get("title", "<b>Pose</b> &amp; flex"),
+            "foreign_landing_url": item.get("page", f"https://pages.example/{item['number']}"),
+            "creator": item.get("creator"), "creator_url": None, "license": name,
+            "license_version": None if name == "pdm" else "2.0",
+            "license_url": f"https://licenses.example/{name}", "provider": "flickr",
+            "source": "flickr", "category": None, "filesize": None, "filetype": None,
+            "attribution": f'"Pose" is licensed under {name}.', "mature": False,
+            "tags": [],
+            "height": 1024, "width": 1024, "thumbnail": item.get("thumbnail"),
+        })  # fmt: skip
+    if mode == "odd":
+        results.insert(0, {"id": "odd", "license": licenses[0], "url": None})
+    answer = {"result_count": min(240, len(items) if mode != "repeat" else 240)}
+    answer |= {"page_count": 12, "page_size": size, "page": number, "results": results}
+    return 200, kind, json.dumps(answer).encode()
+
+
+def bing_page(gallery, items, query, mode, headers):
+    """Answer like Bing's endless scroll; an empty body is the end."""
+    start = 0 if mode == "repeat" else max(0, int(query.get("first", 1)) - 1)
+    items = items[start : start + int(query.get("count", 35))]
+    if not items:
+        return 200, "text/html", b""
+    cells = []
+    if mode == "odd":
+        cells += ['<a class="iusc" m="{&quot;murl&quot;:">broken</a>', "<b>no link</b>"]
+    for item in items:
+        fields = {
+            "cid": "x", "purl": f"https://pages.example/{item['number']}",
+            "murl": item["url"], "turl": item.get("thumbnail"), "md5": "0",
+            "mid": "y", "t": "A \ue000bodybuilder\ue001", "desc": "",
+        }  # fmt: skip
+        data = html.escape(
+            json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
+        )
+        names = f'class="iusc" m="{data}" href="/images/search?view=detailV2"'
+        if item["number"] % 2:
+            names = f'href="/images/search?view=detailV2" m="{data}" class="iusc"'
+        cells.append(f"<a {names}><img class='mimg'></a>")
+    cells = [
+        f'<div class="iuscp varh"><div class="imgpt">{each}</div></div>'
+        for each in cells
+    ]
+    rows = "".join(
+        f"<li data-idx={number}>{cell}</li>" for number, cell in enumerate(cells)
+    )
+    page = '<div class="dg_b"><div id="mmComponent_images_1" class="dgControl hover">'
+    return (
+        200,
+        "text/html",
+        f'{page}<ul class="dgControl_list ">{rows}</ul></div></div>'.encode(),
+    )
+
+
+def google_page(gallery, items, query, mode, headers):
+    """Answer like Google: the shape of before 2025, or one of its refusals."""
+    if mode in ("captcha", "consent"):
+        path = "/sorry/index" if mode == "captcha" else "/consent.google.com/m"
+        headers["Location"] = f"{path}?continue=search"
+        return 302, "text/html", b"moved"
+    if mode == "script":
+        target = '<meta content="0;url=/httpservice/retry/enablejs?sei=x" http-equiv='
+        target += '"refresh">'
+        return 200, "text/html", f"<html><noscript>{target}</noscript></html>".encode()
+    rows = (
+        [
+            ["https://encrypted-tbn0.gstatic.com/images?q=tbn:x", 168, 300]
+            for _ in items
+        ],
+        [[item["url"], 1600, 1600] for item in items],
+    )
+    data = json.dumps(
+        [list(pair) for pair in zip(*rows, strict=True)], separators=(",", ":")
+    )
+    data = data.replace("=", "\\u003d")
+    script = (
+        f"AF_initDataCallback({{key: 'ds:1', hash: '2', data:{data}, side: {{}}}});"
+    )
+    logo = "var logo = 'https://www.gstatic.com/logo.png';"
+    page = f"<html><script>{logo}</script><script>{script}</script></html>"
+    return 200, "text/html", page.encode()
+
+
+# The faults: each answers a request below /faults/ by the first word of its path.
+
+
+def fault_status(gallery, handler, name):
+    """/faults/status_404, or /faults/status_429_1 with Retry-After: 1."""
+    _, status, *wait = name.split("_")
+    headers = {"Retry-After": wait[0]} if wait else {}
+    send(handler, b"no", int(status), headers=headers)
+
+
+def fault_once(gallery, handler, name):
+    """/faults/once_429_1: that status once, then a picture."""
+    if gallery.asked(handler.path) == 1:
+        fault_status(gallery, handler, name)
+    else:
+        send(handler, make_picture(name), kind="image/jpeg")
+
+
+def fault_html(gallery, handler, name):
+    send(handler, b"<html>Please log in.</html>", kind="image/jpeg")
+
+
+def fault_truncated(gallery, handler, name):
+    send(handler, make_picture(name)[:-700], kind="image/jpeg")
+
+
+def fault_empty(gallery, handler, name):
+    send(handler, b"", kind="image/jpeg")
+
+
+def fault_webp(gallery, handler, name):
+    send(handler, make_picture(name, kind="WEBP"), kind="image/jpeg")
+
+
+def fault_plain(gallery, handler, name):
+    """A picture; its address may have any ending."""
+    send(handler, make_picture(name), kind="application/octet-stream")
+
+
+def fault_same(gallery, handler, name):
+    """/faults/same_1 and /faults/same_2 are the same bytes."""
+    send(handler, make_picture("same"), kind="image/jpeg")
+
+
+def fault_tiny(gallery, handler, name):
+    send(handler, make_picture(name, (8, 8)), kind="image/jpeg")
+
+
+def fault_bomb(gallery, handler, name):
+    send(handler, png_header(20_000, 20_000), kind="image/png")
+
+
+def fault_gzip(gallery, handler, name):
+    """A picture, or /faults/gzip_bomb: 200 MB in 200 kB."""
+    body = make_picture(name)
+    if name == "gzip_bomb":
+        packer = zlib.compressobj(9, wbits=31)
+        body = (
+            b"".join(packer.compress(bytes(10**6)) for _ in range(200)) + packer.flush()
+        )
+    else:
+        body = gzip.compress(body)
+    send(handler, body, kind="image/jpeg", headers={"Content-Encoding": "gzip"})
+
+
+def fault_large(gallery, handler, name):
+    """25 MB, with its length."""
+    stream(gallery, handler, bytes(100_000), times=250, length=25_000_000)
+
+
+def fault_endless(gallery, handler, name):
+    stream(gallery, handler, bytes(100_000), times=10**9)
+
+
+def fault_drip(gallery, handler, name):
+    """One byte a second."""
+    stream(gallery, handler, b"\xff", times=10**9, pause=1)
+
+
+def fault_headers(gallery, handler, name):
+    """Headers that trickle in."""
+    handler.send_response_only(200)
+    handler.flush_headers()
+    for number in range(1000):
+        if gallery.closing.wait(0.2):
+            return
+        handler.wfile.write(b"X-Header-%d: x\r\n" % number)
+
+
+def fault_short(gallery, handler, name):
+    """Fewer bytes than its Content-Length says."""
+    body = make_picture(name)
+    stream(gallery, handler, body, times=1, length=len(body) + 1000)
+
+
+def fault_loop(gallery, handler, name):
+    send(handler, b"", 302, headers={"Location": handler.path})
+
+
+def fault_private(gallery, handler, name):
+    """A redirect to loopback, which a server on the web must not lead us to."""
+    address = f"{gallery.address}/pictures/private.jpg"
+    send(handler, b"", 302, headers={"Location": address})
+
+
+def fault_moved(gallery, handler, name):
+    """A redirect whose own body never ends, to a picture."""
+    handler.send_response(302)
+    handler.send_header("Location", f"/faults/plain_{name}")
+    stream(gallery, handler, bytes(100_000), times=10**9, status=None)
+
+
+def fault_noai(gallery, handler, name):
+    headers = {"X-Robots-Tag": "noindex, noimageai"}
+    send(handler, make_picture(name), kind="image/jpeg", headers=headers)
+
+
+def fault_drop(gallery, handler, name):
+    """Hang up without an answer."""
+    handler.close_connection = True
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def stream(gallery, handler, chunk, times, pause=0, length=None, status=200):
+    """Send a chunk again and again, until the client hangs up."""
+    if status:
+        handler.send_response(status)
+    if length:
+        handler.send_header("Content-Length", str(length))
+    handler.send_header("Content-Type", "image/jpeg")
+    handler.send_header("Connection", "close")
+    handler.end_headers()
+    handler.close_connection = True
+    for _ in range(times):
+        handler.wfile.write(chunk)
+        if gallery.closing.wait(pause) if pause else gallery.closing.is_set():
+            return
+
+
+FAULTS = {
+    name.removeprefix("fault_"): function
+    for name, function in list(globals().items())
+    if name.startswith("fault_")
+}
+
+
+def main():
+    """Draw athletes and serve them."""
+    import draw_athletes  # beside this file; only by hand
+
+    started = time.perf_counter()
+    with Gallery(port=PORT) as gallery:
+        for number in range(NUM_IMAGES):
+            factors = draw_athletes.draw_factors(1, number)
+            picture = draw_athletes.draw_picture(factors, 320, 320)
+            path = f"/pictures/{number:05d}.jpg"
+            gallery.pictures[path] = draw_athletes.encode(picture, 1)
+            gallery.items.append({"url": gallery.address + path, "creator": "Anybody"})
+        print(f"Drew {NUM_IMAGES} athletes in {time.perf_counter() - started:.1f} s.")
+        print(f"Serving them at {gallery.address} until Ctrl-C.")
+        print("Edit these settings of scrape.py:\n")
+        print(f"ENDPOINTS = {json.dumps(gallery.endpoints, indent=4)}")
+        print("ALLOW_PRIVATE_HOSTS = True\nHOST_DELAY = {}\nDEFAULT_DELAY = 0")
+        print(f"MIN_NUM = {min(200, NUM_IMAGES)}", flush=True)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            print(f"\n{len(gallery.requests)} requests were answered.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

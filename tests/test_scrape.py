@@ -1,0 +1,770 @@
+"""Tests of scrape.py against servers on this machine that behave and misbehave."""
+
+import ast
+import contextlib
+import email.utils
+import hashlib
+import io
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+from conftest import ROOT, copy_script, load_script, run_script
+from gallery import Gallery, make_picture
+from PIL import Image
+
+# Stands in for the limits of real life, so that a fault costs seconds.
+QUICK = {
+    "ENGINES": ("commons",),
+    "KEYWORDS": ("flex",),
+    "MAX_NUM": 1000,
+    "MIN_NUM": 1,
+    "LICENSE": None,
+    "CONTACT": "me@example.org",
+    "HOST_DELAY": {},
+    "DEFAULT_DELAY": 0,
+    "ALLOW_PRIVATE_HOSTS": True,
+    "MAX_BYTES": 2_000_000,
+    "REQUEST_TIMEOUT": 2,
+    "IMAGE_DEADLINE": 2,
+    "PAGE_TIMEOUT": 5,
+}
+
+
+@pytest.fixture(autouse=True)
+def direct(monkeypatch):
+    """No proxy of the user's stands between us and this machine."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def gallery():
+    with Gallery(["127.0.0.1"] * 6) as site:
+        yield site
+
+
+def crawl(folder, gallery, **edits):
+    """Run scrape.py against the gallery."""
+    settings = {**QUICK, "ENDPOINTS": gallery.endpoints, **edits}
+    return run_script("scrape.py", folder, timeout=100, **settings)
+
+
+def raw(folder, name=""):
+    """Return the path of a file that scrape.py writes."""
+    return folder / "data" / "raw" / name
+
+
+def read(folder, name="manifest.jsonl"):
+    """Return the lines of a manifest or of failed.jsonl; every line must be whole."""
+    path = raw(folder, name)
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    assert text == "" or text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def pictures(folder):
+    """Return the names of the pictures, after a look at each of them and its line."""
+    names = sorted(path.name for path in raw(folder).iterdir() if path.stem.isdigit())
+    lines = {line["file"]: line for line in read(folder)}
+    for name in names:
+        data = raw(folder, name).read_bytes()
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.load()
+            assert (lines[name]["width"], lines[name]["height"]) == picture.size
+        assert lines[name]["bytes"] == len(data)
+        assert lines[name]["sha256"] == hashlib.sha256(data).hexdigest()
+    return names
+
+
+def closed_port():
+    """Return the address of a port of this machine where nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+# Faults of image hosts
+
+
+def test_faults_of_images(tmp_path, gallery):
+    good, rude, down, slow, hasty, sick = gallery.addresses
+    saved = {
+        good + "/faults/webp_1.jpg": ".webp",
+        good + "/faults/plain_1.JPG": ".jpg",
+        good + "/faults/plain_2": ".jpg",
+        good + "/faults/plain_3.png?sig=a%2Fb&w=9": ".jpg",
+        good + "/faults/plain_größe ü.jpg": ".jpg",
+        good + "/faults/gzip_1.jpg": ".jpg",
+        good + "/faults/moved_1.jpg": ".jpg",
+        good + "/faults/once_429_1.jpg": ".jpg",
+        good + "/faults/once_503_1.jpg": ".jpg",
+        good + "/faults/once_500.jpg": ".jpg",
+    }
+    failed = {
+        good + "/faults/status_404.jpg": "HTTP 404",
+        good + "/faults/status_403.jpg": "HTTP 403",
+        good + "/faults/html.jpg": "not a whole picture",
+        good + "/faults/truncated.jpg": "not a whole picture",
+        good + "/faults/empty.jpg": "not a whole picture",
+        good + "/faults/tiny.jpg": "8 x 8 pixels",
+        good + "/faults/bomb.png": "20000 x 20000 pixels",
+        good + "/faults/gzip_bomb.jpg": "more than 2000000 bytes",
+        good + "/faults/large.jpg": "more than 2000000 bytes",
+        good + "/faults/endless.jpg": "more than 2000000 bytes",
+        slow + "/faults/drip.jpg": "took too long",
+        slow + "/faults/headers.jpg": "took too long",
+        good + "/faults/loop.jpg": "more than five redirects",
+        good + "/faults/noai.jpg": "X-Robots-Tag",
+        good.replace("http", "ftp") + "/faults/plain_4.jpg": "no web address",
+        "data:image/png;base64,AAAA": "no web address",
+        "/relative.jpg": "no web address",
+        "http://[bad/x.jpg": "no web address",
+    }
+    same = [good + "/faults/same_1.jpg", good + "/faults/same_2.jpg"]
+    passing = [
+        rude + "/faults/status_429.jpg",
+        down + "/faults/status_429_99.jpg",
+        sick + "/faults/status_500.jpg",
+        sick + "/faults/status_503_1.jpg",
+        good + "/faults/short.jpg",
+        hasty + "/faults/drop.jpg",
+        closed_port() + "/x.jpg",
+        "http://no-such-host.invalid/x.jpg",
+    ]
+    gallery.items = [{"url": url} for url in [*saved, *same, *failed, *passing]]
+    gallery.add(40, hosts=[good])
+    for item in gallery.items[1:]:
+        item["engines"] = ("commons",)
+    result = crawl(tmp_path, gallery, ENGINES=("commons", "openverse"))
+    assert result.returncode == 0
+    assert result.stderr == ""
+    lines = {line["url"]: line for line in read(tmp_path)}
+    assert len(pictures(tmp_path)) == len(lines) == len(saved) + 1 + 40
+    assert gallery.asked("/faults/webp_1") == 1  # listed by both engines
+    for url, ending in saved.items():
+        assert lines[url]["file"].endswith(ending), url
+    reasons = {line["url"]: line["reason"] for line in read(tmp_path, "failed.jsonl")}
+    (other,) = set(same) - lines.keys()
+    assert "the bytes of" in reasons.pop(other)
+    assert reasons.keys() == failed.keys()
+    for url, reason in failed.items():
+        assert reason in reasons[url], url
+    assert lines[good + "/faults/moved_1.jpg"]["final_url"].endswith("plain_moved_1")
+    assert gallery.asked("/faults/once_429_1") == 2
+    assert gallery.asked("/faults/plain_3.png?sig=a%2Fb&w=9") == 1
+    summary = next(line for line in result.stdout.splitlines() if "commons" in line)
+    for count in ("saved 51", "duplicate 1", "too small 1", "broken 4", "HTTP 404 1",
+                  "HTTP 429 2", "HTTP 500 1", "HTTP 503 1", "noai 1"):  # fmt: skip
+        assert count in summary
+    # What failed for good is not asked again; the rest is.
+    del gallery.requests[:]
+    assert crawl(tmp_path, gallery).returncode == 0
+    assert gallery.asked("/pictures/") == gallery.asked("/faults/status_404") == 0
+    assert gallery.asked("/faults/status_500") > 0
+    assert len(pictures(tmp_path)) == len(saved) + 1 + 40
+
+
+def test_a_thumbnail_is_taken_where_the_picture_is_gone(tmp_path, gallery):
+    gone, thumb = (
+        f"{gallery.address}/faults/{name}" for name in ("status_404", "plain_9")
+    )
+    gallery.items = [{"url": gone, "thumbnail": thumb}]
+    assert crawl(tmp_path, gallery, ENGINES=("openverse",)).returncode == 0
+    (line,) = read(tmp_path)
+    assert (line["url"], line["final_url"]) == (gone, thumb)
+    assert not raw(tmp_path, "failed.jsonl").exists()
+
+
+def test_one_image_host_in_five_is_dead(tmp_path, gallery):
+    gallery.add(200, hosts=[*gallery.addresses[:4], closed_port()])
+    assert crawl(tmp_path, gallery).returncode == 0
+    assert len(pictures(tmp_path)) == 160
+
+
+def test_private_addresses_are_refused_on_the_socket(tmp_path, gallery, monkeypatch):
+    gallery.add(3)
+    port = gallery.address.rpartition(":")[2]
+    urls = [item["url"] for item in gallery.items]
+    urls += [f"http://localhost:{port}/pictures/00000.jpg"]  # a name that leads here
+    urls += [f"http://[::ffff:127.0.0.1]:{port}/pictures/00000.jpg"]
+    urls += [f"https://127.0.0.1:{port}/pictures/00000.jpg"]  # before any handshake
+    (tmp_path / "urls.txt").write_text("\n".join(urls))
+    edits = {"ENGINES": ("urls",), "URL_FILE": "urls.txt", "ALLOW_PRIVATE_HOSTS": False}
+    result = crawl(tmp_path, gallery, **edits)
+    assert result.returncode == 1
+    assert gallery.requests == []
+    reasons = [line["reason"] for line in read(tmp_path, "failed.jsonl")]
+    assert len(reasons) == 6
+    assert all("not a public address" in reason for reason in reasons)
+    # A server on the web (reached by a proxy, as there is no web here) leads us home.
+    monkeypatch.setenv("HTTP_PROXY", gallery.address)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    urls = ["http://web.example/faults/private", "http://web.example/faults/plain_1"]
+    (tmp_path / "urls.txt").write_text("\n".join(urls))
+    assert crawl(tmp_path, gallery, **edits).returncode == 0
+    assert gallery.asked("/pictures/private") == 0
+    assert [line["url"] for line in read(tmp_path)] == urls[1:]
+    assert "not a public" in read(tmp_path, "failed.jsonl")[-1]["reason"]
+
+
+def test_private_addresses_are_refused_by_default():
+    tree = ast.parse((ROOT / "scrape.py").read_text(encoding="utf-8"))
+    (node,) = [node for node in tree.body if isinstance(node, ast.Assign)
+               and node.targets[0].id == "ALLOW_PRIVATE_HOSTS"]  # fmt: skip
+    assert node.value.value is False
+
+
+# Faults of engines
+
+
+@pytest.mark.parametrize(
+    ("engine", "mode", "words"),
+    [
+        ("commons", "empty", "answered but empty"),
+        ("commons", "malformed", "unreadable"),
+        ("commons", "half", "unreadable"),
+        ("commons", "other shape", "unreadable"),
+        ("commons", "error", "refused: its API says: The search is <off>"),
+        ("commons", "silent", "unreachable"),
+        ("commons", 403, "refused: HTTP 403"),
+        ("commons", 500, "refused: HTTP 500"),
+        ("commons", (503, "999"), "refused: HTTP 503"),
+        ("openverse", "silent", "unreachable"),
+        ("openverse", "empty", "answered but empty"),
+        ("openverse", "half", "unreadable"),
+        ("openverse", "other shape", "unreadable"),
+        ("openverse", "error", "unreadable"),
+        ("openverse", (429, "1"), "HTTP 429"),
+        ("bing", "blank", "answered but empty"),
+        ("bing", "malformed", "unreadable"),
+        ("bing", "other shape", "unreadable"),
+        ("google", "captcha", "refused: it wants a captcha"),
+        ("google", "consent", "refused: it shows its consent page"),
+        ("google", "script", "refused: it wants a browser with JavaScript"),
+        ("google", "malformed", "unreadable"),
+    ],
+)
+def test_faults_of_engines(tmp_path, gallery, engine, mode, words):
+    gallery.add(5)
+    gallery.modes[engine] = mode
+    result = crawl(tmp_path, gallery, ENGINES=(engine,), PAGE_TIMEOUT=1)
+    assert result.returncode == 1
+    assert words in result.stderr
+    assert "fewer than MIN_NUM = 1" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert f'{engine} "flex": saved 0' in result.stdout
+    if mode == "silent":  # nobody waits for it twice
+        assert len(gallery.requests) == 1
+
+
+@pytest.mark.parametrize("engine", ["commons", "openverse", "bing"])
+def test_a_passing_fault_of_an_engine_costs_nothing(tmp_path, gallery, engine):
+    gallery.add(90)
+    gallery.modes[engine] = ["odd", (429, "1"), "half", "ok", "malformed"]
+    if engine == "bing":
+        gallery.modes[engine] = ["odd", "blank", "ok", "malformed"]
+    result = crawl(tmp_path, gallery, ENGINES=(engine,))
+    assert result.returncode == 0
+    assert len(pictures(tmp_path)) == 90
+
+
+@pytest.mark.parametrize("engine", ["bing", "google"])
+def test_addresses_of_any_kind_are_kept_as_they_are(tmp_path, gallery, engine):
+    word, here = "R&D + 50% C#", gallery.addresses[1]
+    names = ["plain_1.png?sig=a%2Fb=&w=9", "plain_2.JPEG", "plain_3", "plain_ü.webp"]
+    urls = [f"{here}/faults/{name}" for name in names]
+    gallery.items = [{"url": url, "keyword": word} for url in urls]
+    gallery.add(70, keyword=word)
+    if engine == "bing":
+        thumbnail = f"{here}/faults/plain_9"
+        gallery.items.append({"url": "/x.jpg", "thumbnail": thumbnail, "keyword": word})
+    result = crawl(tmp_path, gallery, ENGINES=(engine,), KEYWORDS=(word,))
+    assert result.returncode == 0
+    saved = {line["url"] for line in read(tmp_path)}
+    assert saved == {item["url"] for item in gallery.items}
+    assert len(pictures(tmp_path)) == len(gallery.items)
+    assert {line["keyword"] for line in read(tmp_path)} == {word}
+    assert "unreachable" not in result.stdout  # nothing of gstatic.com is asked for
+    if engine == "bing":
+        assert "duplicate 0" in result.stdout  # pages do not overlap
+
+
+def test_an_unreachable_engine_is_left_and_the_next_one_asked(tmp_path, gallery):
+    gallery.add(5)
+    ends = {**gallery.endpoints, "commons": f"{closed_port()}/w/api.php"}
+    engines = ("commons", "openverse")
+    result = crawl(tmp_path, gallery, ENGINES=engines, ENDPOINTS=ends, MIN_NUM=5)
+    assert result.returncode == 0
+    assert "unreachable: 127.0.0.1: [Errno" in result.stdout
+    ends["openverse"] = "http://no-such-host.invalid/v1/images/"
+    other = tmp_path / "other"
+    other.mkdir()
+    words = ("flex", "pose", "curl")
+    result = crawl(other, gallery, ENGINES=engines, ENDPOINTS=ends, KEYWORDS=words)
+    assert result.returncode == 1
+    assert "commons: unreachable" in result.stderr
+    assert "openverse: unreachable: no-such-host.invalid" in result.stderr
+    assert "python tests/draw_athletes.py" in result.stderr
+
+
+def test_a_slow_page_of_results_is_waited_for(tmp_path, gallery):
+    gallery.add(5)
+    gallery.modes["commons"] = "slow"
+    edits = {"ENGINES": ("commons", "openverse"), "PAGE_TIMEOUT": 30, "MAX_NUM": 5}
+    assert crawl(tmp_path, gallery, **edits).returncode == 0
+    assert {line["engine"] for line in read(tmp_path)} == {"commons"}
+
+
+# Asking
+
+
+def test_keywords_share_and_a_second_round_takes_the_rest(tmp_path, gallery):
+    gallery.add(60, keyword="a b")
+    gallery.add(4, start=100, keyword="R&D + 50% C#")
+    gallery.add(60, start=200, keyword="ü")
+    words = ("a b", "R&D + 50% C#", "ü")
+    result = crawl(tmp_path, gallery, KEYWORDS=words, MAX_NUM=37)
+    assert result.returncode == 0
+    found = [line["keyword"] for line in read(tmp_path)]
+    assert len(pictures(tmp_path)) == 37
+    assert found.count("R&D + 50% C#") == 4
+    assert found[:30].count("a b") == found[:30].count("ü") == 13
+    assert gallery.asked("/w/api.php") <= 5  # nothing is asked for twice
+    # A larger MAX_NUM: the shares are of the folder, not of the run.
+    assert crawl(tmp_path, gallery, KEYWORDS=words, MAX_NUM=90).returncode == 0
+    found = [line["keyword"] for line in read(tmp_path)]
+    assert (len(found), found.count("ü")) == (90, 30)
+
+
+@pytest.mark.parametrize("engine", ["commons", "bing", "google"])
+def test_an_engine_that_repeats_itself_is_left(tmp_path, gallery, engine):
+    gallery.add(30)
+    gallery.modes[engine] = "repeat"
+    assert crawl(tmp_path, gallery, ENGINES=(engine,)).returncode == 0
+    assert len(pictures(tmp_path)) == 30
+    assert len(gallery.requests) - gallery.asked("/pictures/") == 4
+
+
+def test_budget_and_daily_quota(tmp_path, gallery):
+    gallery.add(300)
+    edits = {"ENGINES": ("openverse",), "PAGE_BUDGET": {"openverse": 3}}
+    result = crawl(tmp_path, gallery, **edits)
+    assert gallery.asked("/v1/images/") == 3
+    assert "PAGE_BUDGET" in result.stdout
+    gallery.modes["openverse"] = "quota"
+    del gallery.requests[:]
+    result = crawl(tmp_path, gallery, ENGINES=("openverse",), PARSER_THREADS=1)
+    assert "today's answers are used up" in result.stdout
+    assert gallery.asked("/v1/images/") == 1
+
+
+def test_openverse_gives_more_than_one_query_shows(tmp_path, gallery):
+    gallery.add(400)
+    edits = {"ENGINES": ("openverse",), "MIN_NUM": 400}
+    assert crawl(tmp_path, gallery, **edits).returncode == 0
+    assert len(pictures(tmp_path)) == 400
+    for path, _ in gallery.requests:
+        assert "mature" not in path
+        assert "filter_dead=false" in path or "/pictures/" in path
+
+
+def test_licence_filters(tmp_path, gallery):
+    gallery.add(16)
+    gallery.add(1, start=99, bare=True, engines=("commons", "bing"))
+    for engines, license, count in [
+        (("openverse",), "commercial,modify", 8),
+        (("openverse",), "noncommercial,modify", 12),
+        (("openverse",), "commercial", 10),
+        (("commons",), "commercial", 16),
+        (("commons",), None, 17),
+        (("bing",), "commercial,modify", 17),
+    ]:
+        folder = tmp_path / f"{engines[0]}-{license}"
+        folder.mkdir()
+        assert crawl(folder, gallery, ENGINES=engines, LICENSE=license).returncode == 0
+        lines = read(folder)
+        assert len(lines) == count
+        words = {line["license_filter"] for line in lines}
+        told = (
+            f"{license} (Bing's word, not checked)" if engines == ("bing",) else license
+        )
+        assert words == {told}
+        licensed = [line for line in lines if line["license"] and line["license_url"]]
+        assert len(licensed) == (0 if engines == ("bing",) else min(count, 16))
+    path = next(
+        path for path, _ in gallery.requests if path.startswith("/images/async")
+    )
+    assert "qft=%2Bfilterui%3Alicense-L2_L3&" in path + "&"
+
+
+def test_credits(tmp_path, gallery):
+    gallery.add(
+        1, title="Pose [1]*", creator="<b>Ann</b> &lt;3", page="https://a.example/1"
+    )
+    gallery.add(1, start=1, engines=("bing",), page="javascript:alert(1)")
+    assert crawl(tmp_path, gallery, ENGINES=("commons", "bing")).returncode == 0
+    text = raw(tmp_path, "CREDITS.md").read_text(encoding="utf-8")
+    assert r"[Pose \[1\]\*.jpg](<https://a.example/1>)" in text
+    assert r"Ann \<3" in text
+    assert "[CC BY 4.0](<https://licenses.example/by>)" in text
+    assert "licence unknown" in text
+    assert "javascript" not in text
+    assert raw(tmp_path, "000001.jpg").name in text
+
+
+def test_manners(tmp_path, gallery):
+    gallery.add(40, hosts=gallery.addresses[1:2])
+    gallery.add(3, start=500, hosts=gallery.addresses[2:3])
+    gallery.delay = 0.05
+    edits = {"ENGINES": ("commons", "openverse", "bing"), "DOWNLOADER_THREADS": 8}
+    assert crawl(tmp_path, gallery, **edits).returncode == 0
+    (agent,) = {headers["User-Agent"] for _, headers in gallery.requests}
+    assert agent.startswith("bodybuilder-vae/1.0 (me@example.org) icrawler/")
+    assert gallery.most_at_once[gallery.address] == 1  # an engine
+    assert gallery.most_at_once[gallery.addresses[1]] == 2
+
+
+def test_pauses_are_kept(tmp_path, gallery):
+    gallery.add(60, hosts=gallery.addresses[1:])
+    gallery.modes["openverse"] = ["ok", (429, "2")]
+    soon = email.utils.formatdate(time.time() + 3, usegmt=True)
+    gallery.items.append({"url": gallery.address + f"/faults/once_503_{soon}"})
+    edits = {"ENGINES": ("openverse",), "HOST_DELAY": {"127.0.0.1": 0.2}}
+    assert crawl(tmp_path, gallery, **edits, DOWNLOADER_THREADS=1).returncode == 0
+    assert len(pictures(tmp_path)) == 61
+    pages = gallery.times["/v1/images/"]
+    gaps = [after - before for before, after in itertools.pairwise(pages)]
+    assert max(gaps) > 1.9  # what Retry-After asked for
+    assert sum(gaps) > 0.2 * len(gaps) + 1.3
+    (path,) = [path for path in gallery.times if "once_503" in path]
+    assert gallery.times[path][1] - gallery.times[path][0] > 1
+
+
+def test_delays_of_hosts(gallery):
+    scrape = load_script("scrape.py")
+    settings = {"CONTACT": "", "ENDPOINTS": gallery.endpoints, "HOST_CONCURRENCY": 2}
+    settings |= {"HOST_DELAY": {"a.example": 1}, "DEFAULT_DELAY": 0.2}
+    settings |= {"ALLOW_PRIVATE_HOSTS": False}
+    session = scrape.PoliteSession(types.SimpleNamespace(**settings))
+    assert session.host("https://upload.wikimedia.org/x").delay == 6
+    assert session.host("https://a.example/x").delay == 1
+    assert session.host("https://b.example/x").delay == 0.2
+    settings["CONTACT"] = "me@example.org"
+    session = scrape.PoliteSession(types.SimpleNamespace(**settings))
+    assert session.host("https://upload.wikimedia.org/x").delay == 0.2
+
+
+def test_an_empty_contact_is_spoken_of(tmp_path, gallery):
+    gallery.add(1)
+    result = crawl(tmp_path, gallery, CONTACT="")
+    assert "CONTACT is empty" in result.stdout
+    assert "no contact given" in gallery.requests[0][1]["User-Agent"]
+
+
+def test_lists_of_addresses(tmp_path, gallery):
+    gallery.add(12)
+    urls = [item["url"] for item in gallery.items]
+    text = (
+        "# ours\n" + urls[0] + "\n\n" + "\r\n".join(urls[1:4]) + "\n" + urls[0] + "\n"
+    )
+    (tmp_path / "list.txt").write_text(text, encoding="utf-8")
+    edits = {"ENGINES": ("urls",), "URL_FILE": "list.txt"}
+    assert crawl(tmp_path, gallery, **edits).returncode == 0
+    assert sorted(line["url"] for line in read(tmp_path)) == sorted(urls[:4])
+    # A published manifest brings the same pictures with what is known of them.
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    assert crawl(first, gallery).returncode == 0
+    shutil.copy(raw(first, "manifest.jsonl"), second / "list.jsonl")
+    with (second / "list.jsonl").open("a") as file:
+        file.write('{"url": 5}\n{"torn')
+    assert crawl(second, gallery, **edits | {"URL_FILE": "list.jsonl"}).returncode == 0
+    told = ("url", "sha256", "title", "creator", "license", "license_url", "page_url")
+    assert {tuple(line[name] for name in told) for line in read(second)} == {
+        tuple(line[name] for name in told) for line in read(first)
+    }
+
+
+# Coming back
+
+
+def test_runs_again(tmp_path, gallery):
+    gallery.add(20)
+    assert crawl(tmp_path, gallery, MAX_NUM=8).returncode == 0
+    before = {name: raw(tmp_path, name).read_bytes() for name in pictures(tmp_path)}
+    assert len(before) == 8
+    raw(tmp_path, "000003.jpg").unlink()  # the user does not want this one
+    raw(tmp_path, "000008.jpg").unlink()
+    unwanted = {line["url"] for line in read(tmp_path) if line["file"] in
+                ("000003.jpg", "000008.jpg")}  # fmt: skip
+    again = next(line for line in read(tmp_path) if line["file"] == "000003.jpg")
+    path = again["url"].removeprefix(gallery.addresses[0])
+    gallery.pictures["/pictures/copy.jpg"] = make_picture(int(path[-9:-4]))
+    gallery.items.insert(0, {"url": gallery.address + "/pictures/copy.jpg"})
+    del gallery.requests[:]
+    assert crawl(tmp_path, gallery).returncode == 0
+    names = pictures(tmp_path)
+    assert len(names) == 18
+    assert names[-1] == "000020.jpg"
+    for name in set(before) - {"000003.jpg", "000008.jpg"}:
+        assert raw(tmp_path, name).read_bytes() == before[name]
+    assert gallery.asked("/pictures/") == 13
+    assert not unwanted & {item[0] for item in gallery.requests}
+    assert "the bytes of 000003.jpg" in read(tmp_path, "failed.jsonl")[0]["reason"]
+    # A third run has nothing to do but look.
+    del gallery.requests[:]
+    assert crawl(tmp_path, gallery).returncode == 0
+    assert gallery.asked("/pictures/") == 0
+    assert len(pictures(tmp_path)) == 18
+    # Enough is there: no engine is asked.
+    del gallery.requests[:]
+    assert crawl(tmp_path, gallery, MAX_NUM=18).returncode == 0
+    assert gallery.requests == []
+
+
+def test_a_folder_of_pictures_without_a_manifest_is_respected(tmp_path, gallery):
+    gallery.add(6)
+    raw(tmp_path).mkdir(parents=True)
+    raw(tmp_path, "000041.PNG").write_bytes(make_picture(500, kind="PNG"))
+    raw(tmp_path, "mine.jpg").write_bytes(make_picture(2))
+    raw(tmp_path, "notes.txt").write_text("mine")
+    assert crawl(tmp_path, gallery, MAX_NUM=6).returncode == 0
+    assert sorted(path.name for path in raw(tmp_path).glob("0*")) == [
+        "000041.PNG", "000042.jpg", "000043.jpg", "000044.jpg", "000045.jpg",
+    ]  # fmt: skip
+    assert raw(tmp_path, "mine.jpg").read_bytes() == make_picture(2)
+    sums = {line["sha256"] for line in read(tmp_path)}
+    assert hashlib.sha256(make_picture(2)).hexdigest() not in sums
+
+
+def test_a_folder_of_drawn_athletes_is_refused(tmp_path, gallery):
+    raw(tmp_path).mkdir(parents=True)
+    raw(tmp_path, "factors.csv").write_text("file\n")
+    result = crawl(tmp_path, gallery)
+    assert result.returncode == 1
+    assert "factors.csv" in result.stderr
+    assert gallery.requests == []
+    assert [path.name for path in raw(tmp_path).iterdir()] == ["factors.csv"]
+
+
+@pytest.mark.parametrize("cut", [1, 30])
+def test_a_torn_line_is_healed(tmp_path, gallery, cut):
+    gallery.add(6)
+    assert crawl(tmp_path, gallery, MAX_NUM=3).returncode == 0
+    path = raw(tmp_path, "manifest.jsonl")
+    whole = path.read_bytes()
+    raw(tmp_path, "000003.jpg").rename(raw(tmp_path, ".000003.jpg.part"))
+    path.write_bytes(whole[:-cut])  # cut 1 takes the end of the line only
+    with raw(tmp_path, "failed.jsonl").open("ab") as file:
+        file.write(b'{"url": "http://torn')
+    assert crawl(tmp_path, gallery).returncode == 0
+    assert len(pictures(tmp_path)) == len(read(tmp_path)) == 6
+    assert read(tmp_path, "failed.jsonl") == []
+    assert not list(raw(tmp_path).glob(".*"))
+    if cut == 1:
+        assert path.read_bytes().startswith(whole)
+
+
+def test_kill_in_the_middle(tmp_path, gallery):
+    gallery.add(300)
+    gallery.delay = 0.01
+    settings = {**QUICK, "ENDPOINTS": gallery.endpoints, "MAX_NUM": 200}
+    copy = copy_script("scrape.py", tmp_path, **settings)
+    for count in (20, 50, 80, 110):
+        process = subprocess.Popen([sys.executable, copy.name], cwd=tmp_path)
+        wait_for(lambda count=count: len(list(raw(tmp_path).glob("0*"))) >= count)
+        process.kill()
+        process.wait()
+        for path in raw(tmp_path).glob("0*"):
+            Image.open(path).load()
+    assert crawl(tmp_path, gallery, MAX_NUM=200).returncode == 0
+    lines = read(tmp_path)
+    assert len(pictures(tmp_path)) == 200
+    assert len({line["sha256"] for line in lines}) == len(lines)
+    assert not list(raw(tmp_path).glob(".*"))
+
+
+def test_a_kill_between_line_and_name_loses_nothing(tmp_path, gallery):
+    gallery.add(4)
+    assert crawl(tmp_path, gallery, MAX_NUM=4).returncode == 0
+    raw(tmp_path, "000002.jpg").rename(raw(tmp_path, ".000002.jpg.part"))
+    raw(tmp_path, ".000009.jpg.part").write_bytes(b"half")
+    assert crawl(tmp_path, gallery, MAX_NUM=4).returncode == 0
+    assert len(pictures(tmp_path)) == len(read(tmp_path)) == 4
+    assert not list(raw(tmp_path).glob(".*"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent there")
+def test_interrupt(tmp_path, gallery):
+    gallery.add(300)
+    gallery.delay = 0.05
+    settings = {**QUICK, "ENDPOINTS": gallery.endpoints, "MAX_NUM": 200}
+    copy = copy_script("scrape.py", tmp_path, **settings)
+    process = subprocess.Popen(
+        [sys.executable, copy.name], cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_for(lambda: len(list(raw(tmp_path).glob("0*"))) >= 10)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors.startswith("Stopped.")
+    assert 'commons "flex": saved' in output
+    count = len(pictures(tmp_path))
+    assert 10 <= count < 200
+    assert count == len(read(tmp_path))
+    assert raw(tmp_path, "CREDITS.md").exists()
+    assert not list(raw(tmp_path).glob(".*"))
+
+
+def wait_for(condition):
+    """Wait until something has happened; at most 20 s."""
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def small_disk(folder, options):
+    """Mount a little file system in memory; skip the test where that is not allowed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if (
+        not shutil.which("mount")
+        or subprocess.run(command, capture_output=True).returncode
+    ):
+        pytest.skip("mounting a tmpfs is not permitted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_disk_full(tmp_path, gallery):
+    gallery.add(200)
+    with small_disk(tmp_path / "data", "size=200k"):
+        result = crawl(tmp_path, gallery)
+        assert result.returncode == 1
+        assert "No space left on device" in result.stderr
+        assert "Traceback" not in result.stderr
+        assert len(pictures(tmp_path)) > 5
+        assert gallery.asked("/pictures/") < 100
+        # With room again it goes on, and every line and picture is whole.
+        subprocess.run(
+            ["mount", "-o", "remount,size=9m", str(tmp_path / "data")], check=True
+        )
+        assert crawl(tmp_path, gallery, MAX_NUM=100).returncode == 0
+        assert len(pictures(tmp_path)) == len(read(tmp_path)) == 100
+        assert not list(raw(tmp_path).glob(".*"))
+
+
+def test_folder_read_only(tmp_path, gallery):
+    gallery.add(5)
+    with small_disk(tmp_path / "data", "size=1m,ro"):
+        result = crawl(tmp_path, gallery)
+    assert result.returncode == 1
+    assert "Read-only file system" in result.stderr
+    assert str(tmp_path / "data") in result.stderr
+    assert gallery.requests == []
+
+
+# What it says
+
+
+def test_too_few(tmp_path, gallery):
+    gallery.add(5)
+    result = crawl(tmp_path, gallery, MIN_NUM=6)
+    assert result.returncode == 1
+    assert f"5 images in {raw(tmp_path)}, fewer than MIN_NUM = 6" in result.stderr
+    assert len(pictures(tmp_path)) == 5
+    assert "\x1b" not in result.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no terminal to borrow")
+def test_a_terminal_gets_a_live_line(tmp_path, gallery):
+    import pty
+
+    gallery.add(30)
+    gallery.delay = 0.1
+    settings = {**QUICK, "ENDPOINTS": gallery.endpoints}
+    copy = copy_script("scrape.py", tmp_path, **settings)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, copy.name], cwd=tmp_path, stdout=theirs, stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )  # fmt: skip
+    os.close(theirs)
+    output = b""
+    with contextlib.suppress(OSError):  # Linux: the other end was closed
+        while data := os.read(ours, 65536):
+            output += data
+    os.close(ours)
+    assert process.wait(timeout=20) == 0
+    assert b"commons flex" in output
+    assert b"/1000" in output
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("KEYWORDS", ()),
+        ("KEYWORDS", "bodybuilder"),
+        ("ENGINES", ("baidu",)),
+        ("LICENSE", "cc"),
+        ("MAX_NUM", 0),
+        ("MIN_NUM", 2000),
+        ("MIN_SIZE", 128),
+        ("CONTACT", "me\nX: y"),
+        ("PAGE_TIMEOUT", -1),
+        ("HOST_DELAY", None),
+        ("DOWNLOADER_THREADS", 0),
+        ("MAX_BYTES", "20 MB"),
+        ("ENDPOINTS", {}),
+    ],
+)
+def test_settings_are_checked_first(tmp_path, gallery, name, value):
+    result = crawl(tmp_path, gallery, **{name: value})
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"{name} is {value!r}.")
+    assert result.stderr.count("\n") == 1
+    assert not raw(tmp_path).exists()
+    assert gallery.requests == []
+
+
+def test_a_missing_list_is_spoken_of(tmp_path, gallery):
+    result = crawl(tmp_path, gallery, ENGINES=("urls",), URL_FILE="list.txt")
+    assert result.returncode == 1
+    assert str(tmp_path / "list.txt") in result.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent there")
+def test_the_gallery_by_hand(tmp_path):
+    for name in ("draw_athletes.py", "gallery.py"):
+        edits = {"PORT": 0, "NUM_IMAGES": 2} if name == "gallery.py" else {}
+        copy = copy_script(f"tests/{name}", tmp_path, **edits)
+    process = subprocess.Popen(
+        [sys.executable, copy.name], cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    text = ""
+    while "MIN_NUM" not in text:
+        text += process.stdout.readline()
+    settings = dict(line.split(" = ", 1) for line in text.splitlines() if " = " in line)
+    assert settings["ALLOW_PRIVATE_HOSTS"] == "True"
+    ends = ast.literal_eval(text[text.index("{") : text.index("}") + 1])
+    edits = {**QUICK, "ENDPOINTS": ends, "MIN_NUM": 2, "ENGINES": ("openverse",)}
+    assert run_script("scrape.py", tmp_path, timeout=60, **edits).returncode == 0
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, "")
