@@ -1,0 +1,887 @@
+"""Tests of preprocess.py: its functions, and the script run as a user runs it."""
+
+import contextlib
+import csv
+import hashlib
+import io
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from conftest import copy_script, load_script, run_script
+from PIL import Image
+
+preprocess = load_script("preprocess.py")
+
+RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+TRUNCATED = ("jpg", "png", "webp", "bmp", "tiff", "gif", "avif")
+unix = pytest.mark.skipif(os.name != "posix", reason="needs signals and terminals")
+
+
+def draw_quarters(width=192, height=128):
+    """Return a picture, red and green above blue and yellow."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[: height // 2, : width // 2] = RED
+    image[: height // 2, width // 2 :] = GREEN
+    image[height // 2 :, : width // 2] = BLUE
+    image[height // 2 :, width // 2 :] = YELLOW
+    return image
+
+
+def draw_noise(seed=0, width=192, height=128, channels=3):
+    shape = (height, width, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def encode(image, kind, **options):
+    """Return the bytes of a picture file."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, kind, **options)
+    return file.getvalue()
+
+
+def make_png(width, height, depth, color_type, lines):
+    """Return the bytes of a PNG file that Pillow cannot write."""
+
+    def chunk(name, data):
+        size, check = struct.pack(">I", len(data)), zlib.crc32(name + data)
+        return size + name + data + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines))
+    return b"\x89PNG\r\n\x1a\n" + chunks + chunk(b"IEND", b"")
+
+
+def read(path, image_size=64):
+    return preprocess.read_image(path, image_size, 1, 10**8)
+
+
+def corners(image, inset=8):
+    """Return the colours near the four corners, line by line."""
+    places = [(y, x) for y in (inset, -inset) for x in (inset, -inset)]
+    return [tuple(image[place].tolist()) for place in places]
+
+
+def assert_corners(image, colors, tolerance=0):
+    difference = np.subtract(corners(image), colors)
+    assert np.abs(difference).max() <= tolerance, corners(image)
+
+
+def read_table(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def psnr(first, second):
+    return 10 * np.log10(255**2 / np.mean((first.astype(float) - second) ** 2))
+
+
+# ----------------------------------------------------------------------------
+# Reading
+# ----------------------------------------------------------------------------
+KINDS = {  # ending: Pillow's format, options, largest difference of a colour
+    "JPG": ("JPEG", {"quality": 95}, 6),
+    "Jpeg": ("JPEG", {"quality": 95, "progressive": True}, 6),
+    "png": ("PNG", {}, 0),
+    "webp": ("WEBP", {"lossless": True}, 0),
+    "bmp": ("BMP", {}, 0),
+    "tif": ("TIFF", {"compression": "tiff_lzw"}, 0),
+    "TIFF": ("TIFF", {}, 0),
+    "gif": ("GIF", {}, 0),
+    "avif": ("AVIF", {"quality": 95}, 8),
+}
+
+
+@pytest.mark.parametrize("ending", KINDS)
+def test_every_kind_of_file_is_read_in_rgb(tmp_path, ending):
+    kind, options, tolerance = KINDS[ending]
+    (tmp_path / f"x.{ending}").write_bytes(encode(draw_quarters(), kind, **options))
+    image, width, height = read(tmp_path / f"x.{ending}")
+    assert image.dtype == np.uint8 and image.shape == (128, 192, 3)
+    assert (width, height) == (192, 128)
+    assert_corners(image, [RED, GREEN, BLUE, YELLOW], tolerance)
+
+
+@pytest.mark.parametrize("ending", ["JPG", "png", "webp", "TIFF", "avif"])
+@pytest.mark.parametrize(
+    "orientation, expected",
+    [
+        (1, [RED, GREEN, BLUE, YELLOW]),
+        (2, [GREEN, RED, YELLOW, BLUE]),
+        (3, [YELLOW, BLUE, GREEN, RED]),
+        (4, [BLUE, YELLOW, RED, GREEN]),
+        (5, [RED, BLUE, GREEN, YELLOW]),
+        (6, [BLUE, RED, YELLOW, GREEN]),
+        (7, [YELLOW, GREEN, BLUE, RED]),
+        (8, [GREEN, YELLOW, RED, BLUE]),
+    ],
+)
+def test_exif_orientation_is_honoured(tmp_path, ending, orientation, expected):
+    kind, options, tolerance = KINDS[ending]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(draw_quarters(), kind, exif=exif, **options)
+    (tmp_path / f"x.{ending}").write_bytes(data)
+    image, width, height = read(tmp_path / f"x.{ending}")
+    assert (width, height) == ((192, 128) if orientation < 5 else (128, 192))
+    assert image.shape == (height, width, 3)
+    assert_corners(image, expected, tolerance)
+
+
+def test_a_large_jpeg_is_decoded_smaller_and_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(draw_quarters(1206, 806), "JPEG", exif=exif)
+    (tmp_path / "x.jpg").write_bytes(data)
+    image, width, height = read(tmp_path / "x.jpg", 64)
+    assert (width, height) == (806, 1206)
+    assert image.shape == (302, 202, 3)  # a quarter, not the eighth: 128 at the least
+    assert_corners(image, [BLUE, RED, YELLOW, GREEN], 6)
+    row = preprocess.make_row("x", tmp_path / "x.jpg", 64, "rgb", "crop", 1, 10**8)
+    assert row[2] == (0, 200, 806, 806)  # in pixels of the file
+    assert_corners(row[1], [BLUE, RED, YELLOW, GREEN], 6)
+
+
+def test_decoding_smaller_costs_little(tmp_path):
+    noise = draw_noise(1, 60, 40).astype(np.float32)
+    photo = cv2.resize(noise, (1200, 800), interpolation=cv2.INTER_CUBIC)
+    photo += np.random.default_rng(2).normal(0, 20, photo.shape)
+    photo = photo.clip(0, 255).astype(np.uint8)
+    (tmp_path / "x.jpg").write_bytes(encode(photo, "JPEG", quality=90))
+    whole = np.asarray(Image.open(tmp_path / "x.jpg"))
+    box = preprocess.choose_box(1200, 800, "crop")
+    assert box == (200, 0, 800, 800)
+    expected = preprocess.cut(whole, (200, 0, 1000, 800), 64)
+    row = preprocess.make_row("x", tmp_path / "x.jpg", 64, "rgb", "crop", 1, 10**8)
+    assert row[2] == box
+    assert psnr(row[1], expected) > 40
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0not at all",
+        b"Exif\0\0II*\0\xff\xff\xff\xff" + 50 * b"\x99",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x04abc\0\0\0\0\0",
+    ],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_damaged_exif_block_is_passed_over(tmp_path, kind, exif):
+    (tmp_path / "x").write_bytes(encode(draw_quarters(), kind, exif=exif))
+    image, width, height = read(tmp_path / "x")
+    assert (width, height) == (192, 128)
+    assert_corners(image, [RED, GREEN, BLUE, YELLOW], 30)  # lossy ones too
+
+
+def test_transparent_pixels_lie_on_white(tmp_path):
+    alpha = np.full((128, 192, 1), 255, np.uint8)
+    alpha[:64, :96], alpha[64:, :96] = 0, 128
+    rgba = np.dstack([draw_quarters(), alpha])
+    expected = [WHITE, GREEN, (127, 127, 255), YELLOW]
+    for kind in ("PNG", "TIFF", "WEBP"):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        (tmp_path / kind).write_bytes(encode(rgba, kind, **options))
+        assert_corners(read(tmp_path / kind)[0], expected)
+    Image.fromarray(rgba).convert("LA").save(tmp_path / "la.png")
+    greys = [(value,) * 3 for value in (255, 150, 142, 226)]
+    assert_corners(read(tmp_path / "la.png")[0], greys)
+
+
+def test_palette_and_transparency_entries(tmp_path):
+    image = Image.fromarray(draw_quarters())
+    palette = image.quantize(4)
+    entries = [palette.getpixel((x, y)) for y in (8, 120) for x in (8, 184)]
+    assert sorted(entries) == [0, 1, 2, 3]
+    alphas = bytearray(4)
+    for entry, alpha in zip(entries, (0, 255, 128, 255), strict=True):
+        alphas[entry] = alpha
+    palette.save(tmp_path / "plain.png")
+    palette.save(tmp_path / "entry.png", transparency=entries[0])
+    palette.save(tmp_path / "bytes.png", transparency=bytes(alphas))
+    image.save(tmp_path / "color.png", transparency=RED)
+    palette.save(tmp_path / "entry.gif", transparency=entries[0])
+    for name, first, third in [
+        ("plain.png", RED, BLUE),
+        ("entry.png", WHITE, BLUE),
+        ("bytes.png", WHITE, (127, 127, 255)),
+        ("color.png", WHITE, BLUE),
+        ("entry.gif", WHITE, BLUE),
+    ]:
+        assert_corners(read(tmp_path / name)[0], [first, GREEN, third, YELLOW])
+
+
+def test_grey_bilevel_and_cmyk(tmp_path):
+    image = Image.fromarray(draw_quarters())
+    image.convert("L").save(tmp_path / "grey.png")
+    image.convert("L").save(tmp_path / "grey.jpg", quality=95)
+    greys = [(value,) * 3 for value in (76, 150, 29, 226)]
+    assert_corners(read(tmp_path / "grey.png")[0], greys)
+    assert_corners(read(tmp_path / "grey.jpg")[0], greys, 2)
+    Image.fromarray(draw_quarters()[..., 0]).convert("1").save(tmp_path / "bit.png")
+    assert_corners(read(tmp_path / "bit.png")[0], [WHITE, BLACK, BLACK, WHITE])
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)  # inverted: Adobe's
+    image.convert("CMYK").save(tmp_path / "cmyk.tiff")
+    for name in ("cmyk.jpg", "cmyk.tiff"):
+        assert_corners(read(tmp_path / name)[0], [RED, GREEN, BLUE, YELLOW], 6)
+
+
+def test_16_bits_and_floats(tmp_path):
+    ramp = np.linspace(0, 65535, 128 * 128).reshape(128, 128)
+    expected = (ramp.astype(np.uint16) / 257).round()
+    for name in ("grey.png", "grey.tiff"):
+        cv2.imwrite(str(tmp_path / name), ramp.astype(np.uint16))
+        image, *_ = read(tmp_path / name)
+        assert image.dtype == np.uint8
+        assert np.array_equal(image, np.dstack([expected] * 3))
+    dark = np.full((128, 128), 257 * 10, np.uint16)  # is not stretched to white
+    cv2.imwrite(str(tmp_path / "dark.png"), dark)
+    assert (read(tmp_path / "dark.png")[0] == 10).all()
+    cv2.imwrite(str(tmp_path / "float.tiff"), (ramp / 65535).astype(np.float32))
+    assert np.abs(read(tmp_path / "float.tiff")[0][..., 0] - expected).max() <= 1
+    quarters = draw_quarters()[..., ::-1].astype(np.uint16) * 257
+    for name in ("rgb.png", "rgb.tiff"):
+        cv2.imwrite(str(tmp_path / name), quarters)
+        assert_corners(read(tmp_path / name)[0], [RED, GREEN, BLUE, YELLOW])
+    line = b"\0" + struct.pack(">HH", 0, 257 * 128) * 64  # black, half transparent
+    (tmp_path / "la.png").write_bytes(make_png(64, 64, 16, 4, line * 64))
+    assert (read(tmp_path / "la.png")[0] == 127).all()
+
+
+def test_a_float_tiff_with_gaps_makes_no_noise(tmp_path, recwarn):
+    holes = np.full((64, 64), 0.5, np.float32)
+    holes[:32], holes[60:] = np.nan, 1
+    cv2.imwrite(str(tmp_path / "holes.tiff"), holes)
+    image, *_ = read(tmp_path / "holes.tiff")
+    assert image[0, 0, 0] == 0 and image[40, 0, 0] == 128 and image[63, 0, 0] == 255
+    assert not recwarn.list
+
+
+def test_of_several_frames_the_first_is_taken(tmp_path):
+    image = Image.fromarray(draw_quarters())
+    for name, options in [
+        ("x.gif", {}),
+        ("x.webp", {"lossless": True}),
+        ("x.png", {}),
+        ("x.tiff", {}),
+        ("x.avif", {"quality": 95}),
+        ("x.jpg", {"format": "MPO", "quality": 95}),
+    ]:
+        frames = [image.rotate(180)]
+        image.save(tmp_path / name, save_all=True, append_images=frames, **options)
+        with Image.open(tmp_path / name) as file:
+            assert file.n_frames == 2
+        assert_corners(read(tmp_path / name)[0], [RED, GREEN, BLUE, YELLOW], 8)
+
+
+def test_bounds_are_checked_before_decoding(tmp_path):
+    (tmp_path / "x.png").write_bytes(make_png(2000, 3000, 8, 2, b""))
+    with pytest.raises(ValueError, match="too large: 2000 x 3000"):
+        preprocess.read_image(tmp_path / "x.png", 64, 64, 5_999_999)
+    (tmp_path / "y.png").write_bytes(make_png(63, 500, 8, 2, b""))
+    with pytest.raises(ValueError, match="too small: 63 x 500"):
+        preprocess.read_image(tmp_path / "y.png", 64, 64, 6_000_000)
+
+
+# ----------------------------------------------------------------------------
+# Cutting and resizing
+# ----------------------------------------------------------------------------
+def test_boxes():
+    assert preprocess.choose_box(850, 567, "crop") == (141, 0, 567, 567)
+    assert preprocess.choose_box(567, 850, "crop") == (0, 141, 567, 567)
+    assert preprocess.choose_box(850, 567, "pad") == (0, -142, 850, 850)
+    assert preprocess.choose_box(567, 850, "pad") == (-142, 0, 850, 850)
+    assert preprocess.choose_box(850, 567, "stretch") == (0, 0, 850, 567)
+
+
+def test_shrinking_averages_areas():
+    image = draw_noise(3, 320, 320)
+    blocks = image.reshape(64, 5, 64, 5, 3).mean(axis=(1, 3))
+    small = preprocess.cut(image, (0, 0, 320, 320), 64)
+    assert np.abs(small - blocks).max() <= 0.51
+    wide = draw_noise(4, 640, 32)  # shrinks in width, grows in height
+    stretched = preprocess.cut(wide, (0, 0, 640, 32), 64)
+    means = wide.reshape(32, 64, 10, 3).mean(axis=2)
+    assert np.abs(stretched.reshape(32, 2, 64, 3).mean(axis=1) - means).mean() < 6
+
+
+def test_equal_size_is_a_copy_and_enlarging_is_smooth():
+    image = draw_noise(5, 64, 64)
+    assert np.array_equal(preprocess.cut(image, (0, 0, 64, 64), 64), image)
+    step = np.zeros((4, 4, 3), np.uint8)
+    step[:, 2:] = 200
+    large = preprocess.cut(step, (0, 0, 4, 4), 64)[32, :, 0].astype(int)
+    assert large[0] == 0 and large[-1] == 200
+    assert len(set(large.tolist())) > 8  # no blocks of repeated pixels
+
+
+def test_crop_takes_the_middle_and_pad_keeps_all():
+    image = draw_noise(8, 200, 100)
+    crop = preprocess.cut(image, (50, 0, 150, 100), 100)
+    assert np.array_equal(crop, image[:, 50:150])
+    image[[0, -1]], image[:, [0, -1]] = (10, 20, 30), (10, 20, 30)
+    image[0, :50] = 255  # a part of the border does not change its median
+    pad = preprocess.cut(image, (0, -50, 200, 150), 200)
+    assert np.array_equal(pad[50:150], image)
+    assert (pad[:50] == (10, 20, 30)).all() and (pad[150:] == (10, 20, 30)).all()
+    pad = preprocess.cut(image.swapaxes(0, 1), (-50, 0, 150, 200), 100)
+    small = preprocess.resize(image, 100, 50)
+    assert np.array_equal(pad[:, 25:75], small.swapaxes(0, 1))
+
+
+def test_an_extreme_strip_takes_no_memory():
+    strip = np.full((1, 60_000, 3), 7, np.uint8)
+    left, top, width, height = preprocess.choose_box(60_000, 1, "pad")
+    pad = preprocess.cut(strip, (left, top, left + width, top + height), 64)
+    assert pad.shape == (64, 64, 3) and (pad == 7).all()
+
+
+def test_colours_of_arrays():
+    options = (28, "gray", "crop", 64, 10**8)  # the bounds are for files
+    grey = draw_noise(6, 28, 28, 1)
+    for source in (grey, grey[..., 0]):
+        name, pixels, box = preprocess.make_row("x_train[0]", source, *options)
+        assert (name, box) == ("x_train[0]", (0, 0, 28, 28))
+        assert np.array_equal(pixels, grey)
+    _, pixels, _ = preprocess.make_row("x", grey, 28, "rgb", "crop", 64, 10**8)
+    assert np.array_equal(pixels, np.dstack([grey] * 3))
+    quarters = draw_quarters(64, 64)
+    _, pixels, _ = preprocess.make_row("x", quarters, *options)
+    assert pixels.shape == (28, 28, 1)
+    assert [color[0] for color in corners(pixels, 4)] == [76, 150, 29, 226]
+
+
+# ----------------------------------------------------------------------------
+# Writing
+# ----------------------------------------------------------------------------
+def test_array_counts_what_was_written(tmp_path):
+    images = [draw_noise(seed, 28, 28) for seed in range(3)]
+    rows = [("a", images[0], (0, 0, 9, 9)), ("b", None, "torn"), ("c", images[1], ())]
+    index, rejected = preprocess.write_array(tmp_path / "x", rows, (28, 28, 3), True)
+    array = np.load(tmp_path / "x", allow_pickle=False)
+    assert array.shape == (4, 28, 28, 3) and array.dtype == np.uint8
+    assert np.array_equal(array[2], images[1])
+    assert np.array_equal(array[3], images[1][:, ::-1])
+    assert index == [("a", 0, 0, 0, 9, 9), ("a", 1, 0, 0, 9, 9), ("c", 0), ("c", 1)]
+    assert rejected == [("b", "torn")]
+    index, _ = preprocess.write_array(tmp_path / "x", rows, (28, 28, 3), False)
+    assert np.array_equal(np.load(tmp_path / "x"), images[:2])
+
+
+def test_rows_keep_their_order_whatever_the_threads():
+    sources = [(str(number), draw_noise(number, 40, 40)) for number in range(50)]
+    options = (28, "rgb", "crop", 64, 10**8)
+    alone = list(preprocess.make_rows(sources, options, 1))
+    assert [row[0] for row in alone] == [str(number) for number in range(50)]
+    for threads in (2, 7, 100):
+        rows = preprocess.make_rows(sources, options, threads)
+        for row, expected in zip(rows, alone, strict=True):
+            assert row[0] == expected[0] and np.array_equal(row[1], expected[1])
+
+
+def test_order_is_shuffled_but_for_x_test(tmp_path):
+    train = np.arange(50, dtype=np.uint8)[:, None, None] + np.zeros((28, 28), np.uint8)
+    np.savez(tmp_path / "x.npz", x_test=train[:7] + 100, x_train=train, y_train=[1])
+    sources = preprocess.list_sources(tmp_path / "x.npz", 0)
+    values = [int(image[0, 0]) for _, image in sources]
+    assert sorted(values[:50]) == list(range(50)) and values[:50] != list(range(50))
+    assert values[50:] == list(range(100, 107))
+    assert [name for name, _ in sources[50:52]] == ["x_test[0]", "x_test[1]"]
+    assert all(name == f"x_train[{image[0, 0]}]" for name, image in sources[:50])
+    again = preprocess.list_sources(tmp_path / "x.npz", 0)
+    assert [name for name, _ in again] == [name for name, _ in sources]
+    other = preprocess.list_sources(tmp_path / "x.npz", 1)
+    assert [name for name, _ in other] != [name for name, _ in sources]
+
+
+# ----------------------------------------------------------------------------
+# The script on a folder of good and bad files
+# ----------------------------------------------------------------------------
+REASONS = {  # file: what its reason has to say
+    "empty.jpg": "an empty file",
+    "page.jpg": "not an image",
+    "program.png": "not an image",
+    "script.jpg": "not an image",  # PostScript is not handed to Ghostscript
+    "noise.png": "damaged",
+    "tiny.png": "too small: 1 x 1",
+    "huge.png": "too large: 20000 x 20000",
+    "notes.txt": "not a picture by its name",
+    "picture": "not a picture by its name",
+    ".hidden.png": "not a picture by its name",
+    ".cache/inside.png": "not a picture by its name",
+    **{f"torn.{ending}": "" for ending in TRUNCATED},
+    "torn.jpg": "truncated",
+    "torn.png": "truncated",
+}
+LINKS = ("broken.png", "itself.png", "deep/loop", "pipe.jpg")
+NAMES = (
+    "deep/er/日本語 写真.png",
+    "deep/er/💪🏽.PNG",
+    'deep/er/ lead, "quoted" %s {x} [1].png',
+    f"deep/{'x' * 251}.png",
+    "really_a_png.jpg",
+)
+
+
+def fill(folder):
+    """Make a folder with good and bad files; return the names of the good ones."""
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / ".cache").mkdir()
+    good = [name for name in NAMES if os.name == "posix" or '"' not in name]
+    if os.name == "posix":
+        good.append("deep/new\nline.png")
+    png = encode(draw_quarters(), "PNG")
+    for name in [*good, "picture", ".hidden.png", ".cache/inside.png", "x.csv"]:
+        (folder / name).write_bytes(png)
+    for number in range(12):
+        jpeg = encode(draw_noise(number, 100, 80), "JPEG")
+        (folder / f"{number:06}.jpg").write_bytes(jpeg)
+        good.append(f"{number:06}.jpg")
+    for name in ("manifest.jsonl", "failed.jsonl", "CREDITS.md", "factors.csv"):
+        (folder / name).write_text("ours", encoding="utf-8")
+    (folder / "notes.txt").write_text("no picture", encoding="utf-8")
+    (folder / "empty.jpg").touch()
+    (folder / "page.jpg").write_text("<!doctype html><title>Not found</title>")
+    (folder / "program.png").write_bytes(b"\x7fELF" + bytes(2000))
+    (folder / "script.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n%%EndComments\nshowpage\n"
+    )
+    noise = draw_noise(7, 200, 200)
+    damaged = bytearray(encode(noise, "PNG"))
+    damaged[5000:5100] = bytes(100)
+    (folder / "noise.png").write_bytes(damaged)
+    (folder / "tiny.png").write_bytes(encode(noise[:1, :1], "PNG"))
+    (folder / "huge.png").write_bytes(make_png(20_000, 20_000, 8, 2, bytes(100)))
+    for ending in TRUNCATED:
+        kind = {"jpg": "JPEG"}.get(ending, ending.upper())
+        data = encode(noise, kind)
+        (folder / f"torn.{ending}").write_bytes(data[: len(data) * 6 // 10])
+    if os.name == "posix":
+        (folder / "broken.png").symlink_to("nowhere.png")
+        (folder / "itself.png").symlink_to("itself.png")
+        (folder / "deep" / "loop").symlink_to("..", target_is_directory=True)
+        os.mkfifo(folder / "pipe.jpg")
+    return good
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Run the script on a folder of good and bad files; share what it left."""
+    folder = tmp_path_factory.mktemp("finished")
+    good = fill(folder / "data" / "raw")
+    settings = {"INPUT": "data/raw", "OUTPUT_FILE": "data/images.npy", "SEED": 0}
+    settings |= {"IMAGE_SIZE": 64, "COLOR": "rgb", "FIT": "crop", "MIRROR": True}
+    settings |= {"MIN_SIDE": 64, "MAX_PIXELS": 50_000_000, "FIGURE_DIR": "figures"}
+    result = run_script("preprocess.py", folder, **settings)
+    assert result.returncode == 0, result.stderr
+    return {
+        "folder": folder,
+        "good": good,
+        "settings": settings,
+        "result": result,
+        "images": np.load(folder / "data" / "images.npy", allow_pickle=False),
+        "index": read_table(folder / "data" / "images.csv"),
+    }
+
+
+def test_script_writes_the_array(finished):
+    images = finished["images"]
+    assert images.dtype == np.uint8
+    assert images.shape == (2 * len(finished["good"]), 64, 64, 3)
+    assert np.array_equal(images[1::2], images[::2, :, ::-1])
+    assert not np.array_equal(images[0], images[2])
+
+
+def test_script_writes_the_index(finished):
+    index, images = finished["index"], finished["images"]
+    assert list(index[0]) == (
+        "row file mirrored left top width height images_id".split()
+    )
+    assert [int(line["row"]) for line in index] == list(range(len(images)))
+    assert [line["mirrored"] for line in index] == ["0", "1"] * len(finished["good"])
+    files = [line["file"] for line in index]
+    assert files[::2] == files[1::2]
+    assert sorted(files[::2]) == sorted(finished["good"])
+    assert files[::2] != sorted(files[::2])  # shuffled
+    box = [(line["left"], line["top"], line["width"], line["height"]) for line in index]
+    assert box[files.index("000003.jpg")] == ("10", "0", "80", "80")
+    assert box[files.index("really_a_png.jpg")] == ("32", "0", "128", "128")
+
+
+def test_index_carries_the_id_of_the_array(finished):
+    data = (finished["folder"] / "data" / "images.npy").read_bytes()
+    expected = hashlib.sha256(data).hexdigest()[:16]
+    assert {line["images_id"] for line in finished["index"]} == {expected}
+
+
+def test_rows_show_the_files_that_the_index_names(finished):
+    rows = {
+        line["file"]: finished["images"][int(line["row"])]
+        for line in [line for line in finished["index"] if line["mirrored"] == "0"]
+    }
+    for name in NAMES:
+        if name in rows:
+            assert_corners(rows[name], [RED, GREEN, BLUE, YELLOW])
+    for number in range(12):
+        path = finished["folder"] / "data" / "raw" / f"{number:06}.jpg"
+        whole = np.asarray(Image.open(path))[:, 10:90]
+        expected = cv2.resize(whole, (64, 64), interpolation=cv2.INTER_AREA)
+        assert np.array_equal(rows[path.name], expected)
+
+
+def test_rejected_files_are_named_with_their_reason(finished):
+    table = read_table(finished["folder"] / "data" / "rejected.csv")
+    rejected = {line["file"]: line["reason"] for line in table}
+    expected = dict(REASONS)
+    if os.name == "posix":
+        expected |= dict.fromkeys(LINKS, "no file")
+    assert sorted(rejected) == sorted(expected)
+    for name, words in expected.items():
+        assert rejected[name] and words in rejected[name], name
+    assert list(rejected) == sorted(rejected)
+
+
+def test_script_draws_the_first_images(finished):
+    with Image.open(finished["folder"] / "figures" / "dataset.png") as file:
+        sheet = np.asarray(file.convert("RGB"))
+    assert sheet.shape[1] == 640 and sheet.shape[0] >= 640
+    originals = finished["images"][::2]
+    for number, image in enumerate(originals):
+        top, left = number // 10 * 64, number % 10 * 64
+        assert np.array_equal(sheet[top : top + 64, left : left + 64], image)
+    assert (sheet[192:640] == 255).all()
+
+
+def test_script_says_what_it_did(finished):
+    first, *_, last = finished["result"].stdout.splitlines()
+    assert "data/raw" in first and "64 x 64 x 3" in first
+    count = len(finished["images"])
+    assert last.startswith(
+        f"Wrote {os.path.join('data', 'images.npy')} (uint8, {count}"
+    )
+    assert f"{len(REASONS) + 4 * (os.name == 'posix')} rejected" in (
+        finished["result"].stdout
+    )
+    left = [path.name for path in (finished["folder"] / "data").iterdir()]
+    assert sorted(left) == ["images.csv", "images.npy", "raw", "rejected.csv"]
+
+
+def test_same_seed_gives_the_same_bytes(finished):
+    folder = finished["folder"]
+    before = (folder / "data" / "images.npy").read_bytes()
+    result = run_script("preprocess.py", folder, **finished["settings"])
+    assert result.returncode == 0
+    assert (folder / "data" / "images.npy").read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_that_is_no_text(tmp_path):
+    raw = os.fsencode(tmp_path / "raw")
+    os.mkdir(raw)
+    for name in (b"\xff\xfe.png", b"\xfd"):
+        with open(os.path.join(raw, name), "wb") as file:
+            file.write(encode(draw_quarters(), "PNG"))
+    result = run_script("preprocess.py", tmp_path, INPUT="raw", IMAGE_SIZE=28)
+    assert result.returncode == 0
+    table = read_table(tmp_path / "data" / "images.csv")
+    assert {line["file"] for line in table} == {"\\udcff\\udcfe.png"}
+    assert read_table(tmp_path / "data" / "rejected.csv")[0]["file"] == "\\udcfd"
+
+
+@pytest.mark.parametrize("color, channels", [("gray", 1), ("rgb", 3)])
+def test_an_npz_file_goes_the_same_way(tmp_path, color, channels):
+    train, test = draw_noise(1, 28, 28 * 40, 1), draw_noise(2, 28, 28 * 10, 1)
+    train, test = train.reshape(40, 28, 28), test.reshape(10, 28, 28)
+    np.savez(tmp_path / "digits.npz", x_train=train, x_test=test)
+    result = run_script(
+        "preprocess.py",
+        tmp_path,
+        INPUT="digits.npz",
+        IMAGE_SIZE=28,
+        COLOR=color,
+        MIRROR=color == "rgb",
+    )
+    assert result.returncode == 0
+    images = np.load(tmp_path / "data" / "images.npy")
+    if color == "rgb":
+        assert np.array_equal(images[1::2], images[::2, :, ::-1])
+        images = images[::2]
+    assert images.shape == (50, 28, 28, channels)
+    assert (images == images[..., :1]).all()
+    assert np.array_equal(images[40:, ..., 0], test)
+    order = [
+        int(line["file"][8:-1])
+        for line in read_table(tmp_path / "data" / "images.csv")
+        if line["file"].startswith("x_train") and line["mirrored"] == "0"
+    ]
+    assert np.array_equal(images[:40, ..., 0], train[order])
+
+
+# ----------------------------------------------------------------------------
+# What a user can mend
+# ----------------------------------------------------------------------------
+def assert_message(result, *words):
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        {"INPUT": 5},
+        {"OUTPUT_FILE": "data/images.txt"},
+        {"FIGURE_DIR": None},
+        {"IMAGE_SIZE": "256"},
+        {"IMAGE_SIZE": 256.0},
+        {"IMAGE_SIZE": 30},
+        {"COLOR": ["rgb"]},
+        {"FIT": "squeeze"},
+        {"MIRROR": "yes"},
+        {"MIN_SIDE": 64.5},
+        {"MAX_PIXELS": -1},
+        {"SEED": None},
+    ],
+    ids=str,
+)
+def test_wrong_settings(tmp_path, edits):
+    result = run_script("preprocess.py", tmp_path, **edits)
+    name, value = next(iter(edits.items()))
+    assert_message(result, name, repr(value), "expected", "preprocess.py")
+    assert result.stdout == "" and not (tmp_path / "data").exists()
+
+
+def test_missing_and_wrong_input(tmp_path):
+    def run(source):
+        return run_script("preprocess.py", tmp_path, INPUT=source)
+
+    assert_message(run("nowhere"), str(tmp_path / "nowhere"), "Run scrape.py first")
+    (tmp_path / "notes.txt").write_text("no array")
+    assert_message(run("notes.txt"), str(tmp_path / "notes.txt"), ".npz")
+    np.savez(tmp_path / "y.npz", y_train=np.zeros(3))
+    assert_message(run("y.npz"), "y_train", "no x_train")
+    np.savez(tmp_path / "floats.npz", x_train=np.zeros((3, 28, 28)))
+    assert_message(run("floats.npz"), "float64 (3, 28, 28)", "uint8 (N, H, W)")
+    (tmp_path / "empty").mkdir()
+    assert_message(run("empty"), str(tmp_path / "empty"), "0 rejected", "scrape.py")
+
+
+def test_broken_npz_files(tmp_path):
+    def load(**arrays):
+        np.savez(tmp_path / "x.npz", **arrays)
+        return preprocess.load_arrays(tmp_path / "x.npz")
+
+    with pytest.raises(ValueError, match=r"uint8 \(3, 784\)"):
+        load(x_train=np.zeros((3, 784), np.uint8))
+    with pytest.raises(ValueError, match="x_test is int64"):
+        load(x_train=np.zeros((3, 28, 28), np.uint8), x_test=np.zeros((3, 28, 28), int))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        load(x_train=np.array([{}]))
+    load(x_train=draw_noise())
+    data = bytearray((tmp_path / "x.npz").read_bytes())
+    data[300:400] = bytes(100)
+    (tmp_path / "x.npz").write_bytes(data)
+    with pytest.raises(ValueError, match="CRC"):
+        preprocess.load_arrays(tmp_path / "x.npz")
+    np.save(tmp_path / "x.npy", draw_noise())
+    with pytest.raises(ValueError, match="no such folder or .npz file"):
+        preprocess.load_arrays(tmp_path / "x.npy")
+
+
+def test_no_usable_file_is_an_error_and_keeps_the_earlier_array(tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "page.jpg").write_text("<html>")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "images.npy").write_bytes(b"earlier")
+    result = run_script("preprocess.py", tmp_path, INPUT="raw")
+    assert_message(result, str(tmp_path / "raw"), "1 rejected", "'page.jpg': not an im")
+    assert (tmp_path / "data" / "images.npy").read_bytes() == b"earlier"
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
+        "images.npy",
+        "rejected.csv",
+    ]
+    table = read_table(tmp_path / "data" / "rejected.csv")
+    assert [line["file"] for line in table] == ["page.jpg"]
+
+
+def test_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "x.png").write_bytes(encode(draw_quarters(), "PNG"))
+    (tmp_path / "file").touch()
+    for name in ("OUTPUT_FILE", "FIGURE_DIR"):
+        edits = {name: "file/images.npy" if name == "OUTPUT_FILE" else "file"}
+        result = run_script("preprocess.py", tmp_path, INPUT="raw", **edits)
+        assert_message(result, "Cannot write", str(tmp_path / "file"))
+        assert not list(tmp_path.glob("data/*images*"))
+
+
+def test_mnist_without_the_web(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy"):  # nothing listens there
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
+    result = run_script("preprocess.py", tmp_path, INPUT="mnist")
+    assert_message(result, "Cannot use mnist", "URL fetch failure", ".npz")
+
+
+# ----------------------------------------------------------------------------
+# Stopped in the middle
+# ----------------------------------------------------------------------------
+@pytest.fixture
+def slow(tmp_path):
+    """Make a folder that takes the script some seconds, and an earlier array."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "0.png").write_bytes(encode(draw_noise(0, 1500, 1500), "PNG"))
+    for number in range(1, 400):
+        try:
+            os.link(raw / "0.png", raw / f"{number}.png")
+        except OSError:
+            shutil.copy(raw / "0.png", raw / f"{number}.png")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "images.npy").write_bytes(b"earlier")
+    copy_script("preprocess.py", tmp_path, INPUT="raw", IMAGE_SIZE=64)
+    return tmp_path
+
+
+def start_and_wait_for_rows(folder):
+    """Start the script and return it when its temporary file has grown."""
+    command = [sys.executable, "preprocess.py"]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    temporary = folder / "data" / f".{process.pid}-images.npy"
+    deadline = time.monotonic() + 60
+    while not (temporary.exists() and temporary.stat().st_size > 8000):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    return process, temporary
+
+
+@unix
+def test_interrupt_keeps_the_earlier_array(slow):
+    process, temporary = start_and_wait_for_rows(slow)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.startswith("Stopped") and len(stderr.splitlines()) == 1
+    assert (slow / "data" / "images.npy").read_bytes() == b"earlier"
+    assert [path.name for path in (slow / "data").iterdir()] == ["images.npy"]
+
+
+@unix
+def test_kill_keeps_the_earlier_array_and_is_cleared_up_later(slow):
+    process, temporary = start_and_wait_for_rows(slow)
+    process.kill()
+    process.communicate(timeout=60)
+    assert (slow / "data" / "images.npy").read_bytes() == b"earlier"
+    assert temporary.exists()
+    for number in range(1, 400):
+        (slow / "raw" / f"{number}.png").unlink()
+    other = slow / "data" / ".1-images.npy"  # of a run that is under way
+    other.write_bytes(b"other")
+    old = time.time() - 3600
+    os.utime(temporary, (old, old))
+    result = run_script("preprocess.py", slow, INPUT="raw", IMAGE_SIZE=64)
+    assert result.returncode == 0
+    assert np.load(slow / "data" / "images.npy").shape == (2, 64, 64, 3)
+    assert not temporary.exists()
+    assert other.read_bytes() == b"other"
+
+
+@unix
+def test_a_full_disk_is_one_message(tmp_path):
+    resource = pytest.importorskip("resource")
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for number in range(20):
+        (raw / f"{number}.png").write_bytes(encode(draw_noise(number), "PNG"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "images.npy").write_bytes(b"earlier")
+    copy_script("preprocess.py", tmp_path, INPUT="raw", IMAGE_SIZE=128)
+
+    def limit():  # a file of 300 kB at most: the array gets 2 MB
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    result = subprocess.run(
+        [sys.executable, "-B", "preprocess.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
+        check=False,
+    )
+    assert_message(result, "Cannot write", str(tmp_path / "data" / "images.npy"))
+    assert (tmp_path / "data" / "images.npy").read_bytes() == b"earlier"
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["images.npy"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_number_of_files(tmp_path):
+    def measure(count):
+        """Return the most anonymous memory that a run over count files takes, in MB."""
+        folder = tmp_path / str(count)
+        (folder / "raw").mkdir(parents=True)
+        source = folder / "raw" / "0.jpg"
+        source.write_bytes(encode(draw_noise(0, 300, 300), "JPEG"))
+        for number in range(1, count):
+            os.link(source, folder / "raw" / f"{number}.jpg")
+        copy_script("preprocess.py", folder, INPUT="raw", IMAGE_SIZE=256, MIRROR=True)
+        process = subprocess.Popen([sys.executable, "preprocess.py"], cwd=folder)
+        peak = 0
+        while process.poll() is None:
+            with contextlib.suppress(OSError), open(f"/proc/{process.pid}/status") as f:
+                sizes = [line.split()[1] for line in f if line.startswith("RssAnon")]
+                peak = max([peak, *map(int, sizes)])
+            time.sleep(0.01)
+        assert process.returncode == 0
+        return peak / 1000
+
+    few, many = measure(40), measure(400)  # arrays of 16 and of 157 MB
+    assert many - few < 25, (few, many)
+
+
+@unix
+def test_what_libraries_write_does_not_break_the_live_line(tmp_path):
+    import pty
+
+    (tmp_path / "raw").mkdir()
+    bits = Image.fromarray(draw_noise(0, 300, 300)[..., 0]).convert("1")
+    file = io.BytesIO()
+    bits.save(file, "TIFF", compression="group4")
+    data = bytearray(file.getvalue())
+    for place in range(300, len(data) - 1000, 500):
+        data[place] ^= 0x55
+    (tmp_path / "raw" / "damaged.tiff").write_bytes(data)
+    for number in range(30):
+        png = encode(draw_noise(number), "PNG")
+        (tmp_path / "raw" / f"{number}.png").write_bytes(png)
+    copy_script("preprocess.py", tmp_path, INPUT="raw", IMAGE_SIZE=64)
+    main, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "preprocess.py"],
+        cwd=tmp_path,
+        env={**os.environ, "TERM": "xterm"},
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    output = b""
+    with contextlib.suppress(OSError):  # Linux ends it so
+        while data := os.read(main, 65536):
+            output += data
+    os.close(main)
+    assert process.wait(60) == 0
+    before, _, after = output.partition(b"Fax4Decode")
+    assert after, output  # libtiff did complain, and nothing of it is lost
+    assert b"100%" in before and b"a second" in before
+    assert b"a second" not in after and b"Wrote" in after
