@@ -705,10 +705,14 @@ def check(good, text):
 
 def main():
     sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be printed
+    numbers = (LATENT_DIM, EPOCHS, BATCH_SIZE, VALIDATION_IMAGES, SEED)
+    names = "LATENT_DIM, EPOCHS, BATCH_SIZE, VALIDATION_IMAGES, SEED"
+    whole = all(type(number) is int for number in numbers)
+    check(whole, f"{names} = {numbers}: expected whole numbers")
     numbers = (int, float)
     check(LATENT_DIM in range(2, 1025), f"{LATENT_DIM = }: expected 2 to 1024")
     check(FILTERS and type(FILTERS) is tuple, f"{FILTERS = }: expected a tuple")
-    wide = all(n in range(1, 4097) for n in FILTERS)
+    wide = all(type(n) is int and 0 < n < 4097 for n in FILTERS)
     check(wide, f"{FILTERS = }: expected channels, such as (32, 64, 128, 256)")
     weight = type(KL_WEIGHT) in numbers and KL_WEIGHT >= 0
     check(weight, f"{KL_WEIGHT = }: expected a number from 0 up")

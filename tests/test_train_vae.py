@@ -409,6 +409,21 @@ def test_a_finished_training_says_so_and_goes_on_with_more_epochs(trained):
     assert [row["epoch"] for row in read_history(folder)] == ["1", "2", "3"]
 
 
+def test_the_weights_of_the_best_epoch_are_saved(tmp_path):
+    prepare(tmp_path, draw_images(60))
+    assert run_script("train_vae.py", tmp_path, **small(EPOCHS=1)).returncode == 0
+    backup_file = tmp_path / "model/backup.npz"
+    with np.load(backup_file) as backup:
+        arrays = dict(backup)
+    for name in arrays:
+        if name.startswith("best_"):
+            arrays[name] = np.zeros_like(arrays[name])
+    np.savez(backup_file, **arrays)
+    assert run_script("train_vae.py", tmp_path, **small(EPOCHS=1)).returncode == 0
+    decoder = keras.saving.load_model(tmp_path / "model/decoder.keras")
+    assert np.unique(decoder(np.ones((1, 2), "float32"))).tolist() == [0.5]
+
+
 def wait_for(condition, process, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
@@ -606,6 +621,8 @@ def test_bad_arrays_end_with_one_message(kind, tmp_path, monkeypatch):
     [
         ("LATENT_DIM", 1),
         ("LATENT_DIM", "2"),
+        ("EPOCHS", 50.0),
+        ("FILTERS", (32, 64.0)),
         ("FILTERS", ()),
         ("FILTERS", 32),
         ("FILTERS", (32, 0)),
@@ -626,5 +643,6 @@ def test_wrong_settings_end_with_one_message(name, value, tmp_path, monkeypatch)
     monkeypatch.setattr(train_vae, name, value)
     with pytest.raises(SystemExit) as stopped:
         train_vae.main()
-    assert str(stopped.value).startswith(f"{name} = {value!r}: expected")
+    message = str(stopped.value)
+    assert name in message and repr(value) in message and ": expected " in message
     assert list(tmp_path.iterdir()) == []
