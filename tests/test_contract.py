@@ -1,0 +1,162 @@
+"""The promises that hold for all four scripts, read from their text."""
+
+import ast
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, SCRIPTS, read_settings, run_script
+
+DEFAULTS = {
+    "scrape": {
+        "ENGINES": ("commons", "openverse"),
+        "MAX_NUM": 1000,
+        "MIN_NUM": 200,
+        "LICENSE": None,
+        "MIN_SIZE": (128, 128),
+        "OUT_DIR": "data/raw",
+        "CONTACT": "",
+        "FEEDER_THREADS": 1,
+        "PARSER_THREADS": 2,
+        "DOWNLOADER_THREADS": 4,
+        "ALLOW_PRIVATE_HOSTS": False,
+        "HOST_CONCURRENCY": 2,
+        "REQUEST_TIMEOUT": 10,
+        "IMAGE_DEADLINE": 30,
+        "PAGE_TIMEOUT": 30,
+        "MAX_PIXELS": 50_000_000,
+        "MAX_BYTES": 20_971_520,
+    },
+    "preprocess": {
+        "INPUT": "data/raw",
+        "OUTPUT_FILE": "data/images.npy",
+        "IMAGE_SIZE": 256,
+        "COLOR": "rgb",
+        "MIRROR": True,
+        "FIGURE_DIR": "figures",
+        "SEED": 0,
+    },
+    "train_vae": {
+        "INPUT_FILE": "data/images.npy",
+        "MODEL_DIR": "model",
+        "FIGURE_DIR": "figures",
+        "LATENT_DIM": 2,
+        "KL_WEIGHT": 5e-4,
+        "EPOCHS": 50,
+        "BATCH_SIZE": 32,
+        "OPTIMIZER": "adam",
+        "LEARNING_RATE": None,
+        "VALIDATION_IMAGES": 256,
+        "PRECISION": "float32",
+        "SEED": 0,
+    },
+    "plot_latent": {
+        "INPUT_FILE": "data/images.npy",
+        "MODEL_DIR": "model",
+        "FIGURE_DIR": "figures",
+        "GRID_SIZE": 15,
+        "QUANTILES": (0.05, 0.95),
+    },
+}
+
+
+def settings_of(script):
+    nodes = read_settings(ROOT / f"{script}.py")
+    return {name: ast.literal_eval(node.value) for name, node in nodes.items()}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_settings_are_literals_with_the_promised_defaults(script):
+    settings = settings_of(script)
+    for name, value in DEFAULTS[script].items():
+        assert settings[name] == value, name
+
+
+def test_one_name_has_one_value_in_every_script():
+    values = {}
+    for script in SCRIPTS:
+        for name, value in settings_of(script).items():
+            assert values.setdefault(name, value) == value, (script, name)
+    assert settings_of("preprocess")["INPUT"] == settings_of("scrape")["OUT_DIR"]
+    assert values["OUTPUT_FILE"] == values["INPUT_FILE"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_settings_are_read_in_main_alone_and_each_is_used(script):
+    tree = ast.parse((ROOT / f"{script}.py").read_text(encoding="utf-8"))
+    names = set(settings_of(script))
+    used = set()
+    for node in tree.body:
+        main = isinstance(node, ast.FunctionDef) and node.name == "main"
+        for part in ast.walk(node):
+            if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load):
+                if part.id in names:
+                    assert main, f"{part.id} is read in line {part.lineno}"
+                    used.add(part.id)
+    assert used == names
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_stand_alone(script):
+    tree = ast.parse((ROOT / f"{script}.py").read_text(encoding="utf-8"))
+    others = {*SCRIPTS, "tests", "conftest", "argparse", "click", "yaml"} - {script}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            assert not {name.name.split(".")[0] for name in node.names} & others
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module.split(".")[0] not in others
+        assert not isinstance(node, ast.Assert), "asserts can be switched off"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_importing_does_nothing(script, tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {script}"
+    command = [sys.executable, "-B", "-c", code]
+    result = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "missing", "remedy"),
+    [
+        ("preprocess", "raw", "scrape.py"),
+        ("train_vae", "images.npy", "preprocess.py"),
+        ("plot_latent", "encoder.keras", "train_vae.py"),
+    ],
+)
+def test_a_script_without_its_input_names_the_one_to_run(
+    script, missing, remedy, tmp_path
+):
+    result = run_script(f"{script}.py", tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert str(tmp_path) in result.stderr
+    assert missing in result.stderr and remedy in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{script}.py"]
+
+
+def test_the_chain_from_drawings_to_the_grid(tmp_path):
+    """Draw, prepare, train and plot at a small size, as a user does at the real one."""
+    assert run_script("tests/draw_athletes.py", tmp_path, NUM_IMAGES=60).returncode == 0
+    assert run_script("preprocess.py", tmp_path, IMAGE_SIZE=32).returncode == 0
+    assert run_script("train_vae.py", tmp_path, EPOCHS=2).returncode == 0
+    assert run_script("plot_latent.py", tmp_path, GRID_SIZE=3).returncode == 0
+    made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
+    expected = """
+        data/raw/000060.jpg data/raw/factors.csv
+        data/images.npy data/images.csv data/rejected.csv figures/dataset.png
+        model/encoder.keras model/decoder.keras model/history.csv model/summary.json
+        figures/loss.png figures/reconstructions.png
+        figures/latent_grid.png figures/morph.gif
+    """
+    assert set(expected.split()) <= made
+    assert not [name for name in made if name.split("/")[-1].startswith(".")]
+    rows = list(csv.DictReader((tmp_path / "data/images.csv").open()))
+    assert len(rows) == 120
+    summary = json.loads((tmp_path / "model/summary.json").read_text())
+    assert summary["settings"]["images_id"] == rows[0]["images_id"]
