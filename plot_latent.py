@@ -617,8 +617,10 @@ def check(good, text):
 
 def main():
     sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be printed
-    check(GRID_SIZE in range(2, 41), f"{GRID_SIZE = }: expected 2 to 40")
-    good = len(QUANTILES) == 2 and 0 < QUANTILES[0] < QUANTILES[1] < 1
+    good = type(GRID_SIZE) is int and GRID_SIZE in range(2, 41)
+    check(good, f"{GRID_SIZE = }: expected 2 to 40")
+    good = type(QUANTILES) is tuple and [type(x) for x in QUANTILES] == [float, float]
+    good = good and 0 < QUANTILES[0] < QUANTILES[1] < 1
     check(good, f"{QUANTILES = }: expected two, 0 < low < high < 1")
     files = [] if MORPH_PATH in ("loop", "columns") else MORPH_PATH
     good = MORPH_PATH != files or type(files) is list and len(files) > 1

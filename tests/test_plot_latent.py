@@ -443,6 +443,8 @@ def test_an_array_of_another_size(copy, run):
     ("settings", "words"),
     [
         ({"GRID_SIZE": 1}, "GRID_SIZE = 1: expected 2 to 40"),
+        ({"GRID_SIZE": 15.0}, "GRID_SIZE = 15.0: expected 2 to 40"),
+        ({"QUANTILES": 0.05}, "QUANTILES = 0.05: expected two"),
         ({"QUANTILES": (0.9, 0.1)}, "QUANTILES = (0.9, 0.1)"),
         ({"QUANTILES": (0, 1)}, "QUANTILES = (0, 1)"),
         ({"MORPH_PATH": "circle"}, "MORPH_PATH = 'circle': expected"),
