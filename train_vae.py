@@ -244,9 +244,9 @@ def build_encoder(side, channels, latent_dim, filters):
 def build_decoder(side, channels, latent_dim, filters, training):
     """Build the decoder: (B, latent_dim) -> (B, side, side, channels).
 
-    It goes through the stages of the encoder backwards. The last step makes the 2x2
-    values at each position at once; where the encoder's first stage quarters the side,
-    it blends between pixels, which costs little and leaves no lines.
+    It goes through the stages of the encoder backwards. Where the first one quarters
+    the side, the last step blends between pixels, which costs little. (To make 2x2
+    values at once at each position left lines: 8 times the power at their period.)
 
     Args:
         side, channels, latent_dim, filters: as in build_encoder.
@@ -259,12 +259,12 @@ def build_decoder(side, channels, latent_dim, filters, training):
     for units in (filters[-1], filters[-1], base * base * used[-1]):
         x = layers.Dense(units, activation="relu")(x)
     x = layers.Reshape((base, base, used[-1]))(x)
+    kind = UpConv2D if training else layers.Conv2D
     for wide in reversed(used[:-1]):
         x = x if training else layers.UpSampling2D()(x)
-        kind = UpConv2D if training else layers.Conv2D
         x = kind(wide, 3, padding="same", activation="relu")(x)
-    x = layers.Conv2D(4 * channels, 3, padding="same", dtype="float32")(x)
-    x = ops.depth_to_space(x, 2)
+    x = x if training else layers.UpSampling2D()(x)
+    x = kind(channels, 3, padding="same", dtype="float32")(x)
     if stride == 4:
         x = layers.UpSampling2D(interpolation="bilinear", dtype="float32")(x)
     if not training:
