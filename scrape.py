@@ -22,6 +22,7 @@ import ipaddress
 import itertools
 import json
 import logging
+import math
 import os
 import pathlib
 import queue
@@ -32,10 +33,12 @@ import threading
 import time
 import types
 import urllib.parse
+import warnings
 
 import bs4
 import icrawler
 import requests
+import rich.markup
 import rich.progress
 import urllib3
 from PIL import Image
@@ -82,8 +85,8 @@ PAGE_TIMEOUT = 30  # seconds in all for a page of results: Openverse can be slow
 ALLOW_PRIVATE_HOSTS = False  # True: fetch from addresses that are not public, too
 
 # Network
-FEEDER_THREADS = 1
-PARSER_THREADS = 2
+FEEDER_THREADS = 1  # more of these two change nothing: an engine is asked one page
+PARSER_THREADS = 2  # at a time
 DOWNLOADER_THREADS = 4
 ENDPOINTS = {  # a mirror or a test server can stand in
     "commons": "https://commons.wikimedia.org/w/api.php",
@@ -115,46 +118,51 @@ def first_pages(engine, keyword, license, engines):
         }]  # fmt: skip
     if engine == "openverse":  # a query shows 240 pictures: each licence gets its own
         names = "by by-sa by-nc by-nc-sa by-nd by-nc-nd cc0 pdm".split()
-        for word in (license or "").split(","):
-            bad = {"commercial": "nc", "modify": "nd"}.get(word, "none")
-            names = [name for name in names if bad not in name]
+        if license in ("commercial", "commercial,modify"):
+            names = [name for name in names if "nc" not in name]
+        if license in ("noncommercial,modify", "commercial,modify"):
+            names = [name for name in names if "nd" not in name]
         page = {"q": keyword, "page": 1, "page_size": 20, "filter_dead": "false"}
-        page |= {"excluded_source": "wikimedia"} if "commons" in engines else {}
-        return [page | {"license": name} for name in names]
+        if "commons" in engines:
+            page["excluded_source"] = "wikimedia"
+        return [{**page, "license": name} for name in names]
     if engine == "bing":
         codes = {"noncommercial": "L2_L3_L4_L5_L6_L7", "commercial": "L2_L3_L4"}
         codes |= {"noncommercial,modify": "L2_L3_L5_L6", "commercial,modify": "L2_L3"}
-        page = {"qft": f"+filterui:license-{codes[license]}"} if license else {}
-        page |= {"first": 1, "count": 35, "mmasync": 1, "adlt": "moderate"}
-        return [page | {"q": keyword, "mkt": "en-US"}]
-    page = {"tbs": "il:cl"} if license else {}
-    return [page | {"q": keyword, "tbm": "isch", "ijn": 0, "start": 0}]
+        page = {"q": keyword, "first": 1, "count": 35, "mmasync": 1, "mkt": "en-US"}
+        if license:
+            page["qft"] = f"+filterui:license-{codes[license]}"
+        return [{**page, "adlt": "moderate"}]
+    page = {"q": keyword, "tbm": "isch", "ijn": 0, "start": 0}
+    return [{**page, "tbs": "il:cl"} if license else page]
 
 
 def plain(text):
     """Return text that may hold HTML as plain text on one line, or None."""
-    text = re.sub(r"<[^>]*>|[\ue000\ue001]", "", text if isinstance(text, str) else "")
+    # Bing marks its hits by U+E000 and U+E001; half a surrogate cannot be written.
+    odd = r"<[^>]*>|[\ue000\ue001\ud800-\udfff]"
+    text = re.sub(odd, "", text if isinstance(text, str) else "")
     return " ".join(html.unescape(text).split()) or None
 
 
 def make_tasks(items, make):
-    """Return a page's download tasks: dicts of file_url, fallback, and fields of the
-    manifest. An item that is not in the known shape is left out."""
-    tasks, odd = [], False
+    """Return the download tasks of a page: dicts of `file_url`, `fallback` and fields
+    of the manifest. An item of which `make` cannot make a task is left out."""
+    tasks, odd = [], 0
     for item in items:
         try:
             if task := make(item):
                 for name in ("title", "creator", "license", "attribution"):
                     task[name] = plain(task.get(name))
                 task["fallback"] = task.get("fallback") or task["file_url"]
-                for name in ("file_url", "fallback"):  # utm_ fields change nothing
-                    address = re.sub(r"#.*|(?<=[?&])utm_[^&#]*&?", "", task[name])
-                    task[name] = address.strip().rstrip("?&")
+                for name in ("file_url", "fallback"):
+                    task[name] = task[name].strip()
+                    task[name].encode()  # UnicodeEncodeError: it cannot be asked for
                 tasks.append(task)
         except (AttributeError, LookupError, TypeError, ValueError):
-            odd = True
+            odd += 1
     if odd and not tasks:
-        raise ValueError("none of them")
+        raise ValueError(f"none of {odd} entries could be read")
     return tasks
 
 
@@ -167,22 +175,26 @@ def read_commons(page, body, license):
         raise KeyError("query")
 
     def make(item):
-        info, about = item["imageinfo"][0], item["imageinfo"][0].get("extmetadata")
-        about = {name: plain(field["value"]) for name, field in (about or {}).items()}
-        title, name = item["title"].removeprefix("File:"), about.get("LicenseShortName")
+        info = item["imageinfo"][0]
+        about = info.get("extmetadata") or {}
+        about = {name: plain(field["value"]) for name, field in about.items()}
+        name, artist = about.get("LicenseShortName"), about.get("Artist")
         if "svg" in info["mime"] or (license and not name):
             return None
-        named = (title, about.get("Artist"), name, "via Wikimedia Commons")
+        addresses = info.get("thumburl") or info["url"], info["url"]
+        # The utm_ fields say who asked: a picture would have many addresses.
+        addresses = [re.sub("[?&]utm_.*", "", address) for address in addresses]
+        title = item["title"].removeprefix("File:")
         return {
-            "file_url": info.get("thumburl") or info["url"], "fallback": info["url"],
-            "page_url": info.get("descriptionurl"), "title": title, "license": name,
-            "creator": about.get("Artist"), "license_url": about.get("LicenseUrl"),
-            "attribution": ", ".join(filter(None, named)),
+            "file_url": addresses[0], "fallback": addresses[1], "title": title,
+            "page_url": info.get("descriptionurl"), "creator": artist,
+            "license": name, "license_url": about.get("LicenseUrl"),
+            "attribution": ", ".join(filter(None, (title, artist, name))),
         }  # fmt: skip
 
     items = fields.get("query", {}).get("pages", [])
     items = sorted(items, key=lambda item: item.get("index", 0))  # sent out of rank
-    following = page | fields["continue"] if "continue" in fields else None
+    following = {**page, **fields["continue"]} if "continue" in fields else None
     return make_tasks(items, make), following
 
 
@@ -202,8 +214,9 @@ def read_openverse(page, body, license):
             "license": f"{name} {item.get('license_version') or ''}",
         }  # fmt: skip
 
+    # Without a key page 12 is the last; a short page is not.
     end = number >= 12 or number * 20 >= fields["result_count"] or not results
-    return make_tasks(results, make), None if end else page | {"page": number + 1}
+    return make_tasks(results, make), None if end else {**page, "page": number + 1}
 
 
 def read_bing(page, body, license):
@@ -219,7 +232,7 @@ def read_bing(page, body, license):
     links = bs4.BeautifulSoup(body, "lxml").select("a.iusc[m]")
     if not links:
         raise KeyError("a.iusc")
-    return make_tasks(links, make), page | {"first": page["first"] + 35}
+    return make_tasks(links, make), {**page, "first": page["first"] + 35}
 
 
 def read_google(page, body, license):
@@ -229,8 +242,20 @@ def read_google(page, body, license):
     tasks = [{"file_url": address} for address in found if "gstatic.com" not in address]
     if not tasks:
         raise KeyError("AF_initDataCallback")
-    following = page | {"ijn": page["ijn"] + 1, "start": page["start"] + 100}
+    following = {**page, "ijn": page["ijn"] + 1, "start": page["start"] + 100}
     return make_tasks(tasks, dict), following
+
+
+def read_url_file(path):
+    """Return the tasks of a list of addresses or of a manifest."""
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    lines = [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]
+
+    def make(line):
+        about = json.loads(line) if line.startswith("{") else {"url": line}
+        return {**about, "file_url": about["url"], "fallback": about.get("final_url")}
+
+    return make_tasks(lines, make)
 
 
 def refusal(answer):
@@ -244,42 +269,55 @@ def refusal(answer):
     return None if answer.status_code == 200 else f"HTTP {answer.status_code}"
 
 
-def read_url_file(path):
-    """Return the tasks of a list of addresses or of a manifest."""
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    lines = [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]
-
-    def make(line):
-        about = json.loads(line) if line.startswith("{") else {"url": line}
-        return about | {"file_url": about["url"], "fallback": about.get("final_url")}
-
-    return make_tasks(lines, make)
+def check_public(peer):
+    """Raise a Failure if an address, in numbers, is not one of the public internet."""
+    address = ipaddress.ip_address(peer.partition("%")[0])
+    address = getattr(address, "ipv4_mapped", None) or address
+    if not address.is_global:
+        reason = f"{peer} is not a public address (see ALLOW_PRIVATE_HOSTS)"
+        raise Failure("refused", reason, final=True)
 
 
-def guarded(pool_class, under_way, allow_private):
-    """Return a urllib3 pool class that connects to public addresses only.
+def cut(connection):
+    """End a connection, so that the thread that reads from it goes on."""
+    connection = getattr(connection, "socket", connection)  # below a proxy's TLS
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
-    It asks the connected socket, which covers redirects and names that resolve to a
-    private address. A proxy (HTTPS_PROXY) has pools of its own: it may well be private.
-    The socket is noted in `under_way`, so that it can be cut when its time is over.
+
+class GuardedAdapter(requests.adapters.HTTPAdapter):
+    """Connects to public addresses only, and bounds the time that headers may take.
+
+    It asks the connected socket, which no redirect and no name can deceive. A proxy
+    (HTTPS_PROXY) may well be private: its socket is not asked.
     """
 
-    class Connection(pool_class.ConnectionCls):
-        def _new_conn(self):  # connects, but does not speak yet
-            connection = super()._new_conn()
-            peer = connection.getpeername()[0].partition("%")[0]
-            address = ipaddress.ip_address(peer)
-            address = getattr(address, "ipv4_mapped", None) or address
-            if allow_private or address.is_global:
+    allow_private = False
+
+    def get_connection_with_tls_context(self, *args, **kwargs):
+        pool = super().get_connection_with_tls_context(*args, **kwargs)
+        allow_private = self.allow_private or pool.proxy
+
+        class Connection(type(pool).ConnectionCls):
+            def _new_conn(self):  # connects, but does not speak yet
+                connection = super()._new_conn()
+                if not allow_private:
+                    check_public(connection.getpeername()[0])
                 return connection
-            connection.close()
-            raise Failure("refused", f"{peer} is not a public address", True)
 
-        def getresponse(self):
-            under_way.get(threading.get_ident(), [None])[0] = self.sock
-            return super().getresponse()
+            def getresponse(self):  # self.timeout bounds silence, but not a trickle
+                end = time.monotonic() + self.timeout + 1
+                timer = threading.Timer(self.timeout + 1, cut, [self.sock])
+                timer.start()
+                try:
+                    return super().getresponse()
+                finally:
+                    timer.cancel()
+                    if time.monotonic() >= end:
+                        raise Failure("refused", "its headers took too long", True)
 
-    return type("GuardedPool", (pool_class,), {"ConnectionCls": Connection})
+        pool.ConnectionCls = Connection
+        return pool
 
 
 class PoliteSession(requests.Session):
@@ -297,13 +335,9 @@ class PoliteSession(requests.Session):
         self.headers["Accept-Language"] = "en-US,en;q=0.8"
         self.settings, self.hosts, self.lock = settings, {}, threading.Lock()
         self.halt = threading.Event()
-        self.under_way = {}  # thread -> [socket, time when it is cut]
-        for scheme in ("http", "https"):
-            adapter = requests.adapters.HTTPAdapter(pool_connections=100)
-            pools = adapter.poolmanager.pool_classes_by_scheme
-            pool = guarded(pools[scheme], self.under_way, settings.ALLOW_PRIVATE_HOSTS)
-            adapter.poolmanager.pool_classes_by_scheme = {scheme: pool}
-            self.mount(f"{scheme}://", adapter)
+        for scheme in ("https://", "http://"):
+            self.mount(scheme, GuardedAdapter(pool_connections=100))
+            self.adapters[scheme].allow_private = settings.ALLOW_PRIVATE_HOSTS
 
     def get_redirect_target(self, resp):
         """Hide redirects from requests, which would read their bodies unbounded."""
@@ -313,14 +347,16 @@ class PoliteSession(requests.Session):
         parts, settings = urllib.parse.urlsplit(address), self.settings
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("it is neither http nor https")
+        if not settings.ALLOW_PRIVATE_HOSTS:  # behind a proxy there is no socket to ask
+            with contextlib.suppress(ValueError):  # it is a name
+                check_public(parts.hostname)
         with self.lock:
             if parts.netloc not in self.hosts:
                 delay = settings.HOST_DELAY.get(parts.hostname, settings.DEFAULT_DELAY)
                 if parts.hostname.endswith(".wikimedia.org") and not settings.CONTACT:
                     delay = max(delay, 6)
-                engines = map(urllib.parse.urlsplit, settings.ENDPOINTS.values())
-                single = delay >= 1 or parts.netloc in [each.netloc for each in engines]
-                turns = threading.Semaphore(1 if single else settings.HOST_CONCURRENCY)
+                at_once = 1 if delay >= 1 else settings.HOST_CONCURRENCY
+                turns = threading.Semaphore(at_once)
                 self.hosts[parts.netloc] = types.SimpleNamespace(
                     name=parts.hostname, delay=delay, turns=turns, start=0.0, bad=0
                 )  # `bad`: bad answers in a row; after three the host is left
@@ -333,8 +369,8 @@ class PoliteSession(requests.Session):
             seconds: what the transfers may take in all; waiting for a turn is apart.
             silence: seconds without a byte after which it is given up.
         """
-        hops, tries, target = 0, 0, ""
-        while hops <= 5:
+        redirects, tries, target = 0, 0, ""
+        while redirects <= 5:
             try:
                 address = urllib.parse.urljoin(address, target)
                 host = self.host(address)
@@ -351,70 +387,63 @@ class PoliteSession(requests.Session):
                 start = time.monotonic()
                 answer = self.exchange(address, host, start + seconds, silence)
                 seconds -= time.monotonic() - start
-            status = answer.status_code
+            status, target = answer.status_code, ""
             if answer.is_redirect:
-                target, hops = answer.headers["Location"].encode("latin-1"), hops + 1
+                redirects += 1
+                target = answer.headers["Location"].encode("latin-1")
                 target = target.decode(errors="replace")
             elif status not in (429, 500, 502, 503, 504):
                 host.bad = 0
                 return answer
             else:
-                target, wait, tries = "", 2**tries, tries + 1
-                with contextlib.suppress(urllib3.exceptions.InvalidHeader):
+                wait, tries = 2**tries, tries + 1
+                with contextlib.suppress(Exception):  # a header can hold anything
                     wait = urllib3.Retry().get_retry_after(answer.raw) or wait
-                down = wait > 60 or (status >= 500 and "wikimedia.org" in host.name)
-                if status == 429 or tries == 3 or down:
-                    host.bad, host.reason = host.bad + 1 + 2 * down, f"HTTP {status}"
+                if status == 429 or tries == 3 or wait > 60:
+                    host.bad += 3 if wait > 60 else 1
+                    host.reason = f"HTTP {status}"
                 if tries == 3 or host.bad >= 3:
                     return answer
-                host.start = time.monotonic() + wait
-        raise Failure("refused", "more than five redirects", True)
+                host.start = max(host.start, time.monotonic() + wait)
+        raise Failure("refused", "more than five redirects", final=True)
 
     def exchange(self, address, host, until, silence, again=True):
         """Make one request within time and size; a redirect's body is not read."""
-        body, limit, response = bytearray(), self.settings.MAX_BYTES, None
-        self.under_way[threading.get_ident()] = [None, until]
+        answer, timeout = None, (self.settings.REQUEST_TIMEOUT, silence)
+        options = {"timeout": timeout, "stream": True, "allow_redirects": False}
         try:
-            silence = (self.settings.REQUEST_TIMEOUT, silence)
-            options = {"timeout": silence, "stream": True, "allow_redirects": False}
-            with self.get(address, **options) as response:
-                while not response.is_redirect and (
-                    chunk := response.raw.read1(65536, decode_content=True)
-                ):
-                    body += chunk
-                    if max(len(body), response.raw.length_remaining or 0) > limit:
-                        raise Failure("refused", f"more than {limit} bytes", True)
-            if time.monotonic() >= until or self.halt.is_set():
-                raise TimeoutError  # it was cut, so this may be half of the body
-            response._content, response._content_consumed = bytes(body), True
-            return response
-        except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
-            late = time.monotonic() >= until
-            if self.halt.is_set():
-                raise Failure("stopped") from None
-            if late and response is not None:
-                raise Failure("refused", "took too long in all", True) from None
-            if isinstance(error, ValueError):
-                raise Failure("refused", f"no web address: {error}", True) from None
+            with self.get(address, **options) as answer:
+                body = b"" if answer.is_redirect else self.read_body(answer, until)
+            answer._content, answer._content_consumed = body, True
+            return answer
+        except Failure:
+            raise
+        except ValueError as error:
+            raise Failure("refused", f"no web address: {error}", True) from None
+        except Exception as error:  # sockets, TLS, decoders: each has its own
             while error.__context__:
                 error = error.__context__  # the one at the bottom says what happened
-            if again and isinstance(error, ConnectionError) and not late:
+            if again and isinstance(error, ConnectionError):
                 # A connection that was kept may have been closed in the meantime.
-                return self.exchange(address, host, until, silence[1], again=False)
-            reason = "timed out" if late else str(error) or type(error).__name__
-            if response is not None and not isinstance(error, TimeoutError):
+                return self.exchange(address, host, until, silence, again=False)
+            reason = str(error) or type(error).__name__
+            if answer is not None and not isinstance(error, TimeoutError):
                 raise Failure("broken", f"cut short: {reason}") from None
             host.bad, host.reason = host.bad + 1, reason
             raise Failure("unreachable", f"{host.name}: {reason}") from None
-        finally:
-            self.under_way.pop(threading.get_ident(), None)
 
-    def cut(self):
-        """Cut the connections whose time is over, even while headers trickle in."""
-        for connection, until in list(self.under_way.values()):
-            if connection and (self.halt.is_set() or time.monotonic() >= until):
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+    def read_body(self, answer, until):
+        """Return the unpacked bytes of an answer, if they come before `until`."""
+        body, limit = bytearray(), self.settings.MAX_BYTES
+        while chunk := answer.raw.read1(65536, decode_content=True):
+            body += chunk
+            if max(len(body), answer.raw.length_remaining or 0) > limit:
+                raise Failure("refused", f"more than {limit} bytes", final=True)
+            if self.halt.is_set():
+                raise Failure("stopped")
+            if time.monotonic() >= until:
+                raise Failure("refused", "took too long in all", final=True)
+        return bytes(body)
 
 
 def inspect(body, min_size, max_pixels):
@@ -426,9 +455,9 @@ def inspect(body, min_size, max_pixels):
             size = picture.size
             reason = f"{size[0]} x {size[1]} pixels"
             if size[0] * size[1] > max_pixels:
-                raise Failure("refused", reason, True)
+                raise Failure("refused", reason, final=True)
             if min(size) < min(min_size) or max(size) < max(min_size):
-                raise Failure("too small", reason, True)
+                raise Failure("too small", reason, final=True)
             picture.load()  # opening reads the header only: a truncated file would pass
             return endings.get(picture.format, "jpg"), *size  # MPO is several JPEGs
     except Failure:
@@ -445,10 +474,12 @@ def read_lines(path):
         with contextlib.suppress(ValueError, TypeError):
             entries.append(dict(json.loads(line)))
     if lines[-1]:
-        os.truncate(path, len(data) - len(lines[-1]))
-        with contextlib.suppress(ValueError), path.open("ab") as file:
-            json.loads(lines[-1])  # it is whole: only its end was missing
-            file.write(lines[-1] + b"\n")
+        try:
+            json.loads(lines[-1])
+            with path.open("ab") as file:
+                file.write(b"\n")  # it is whole: only its end was missing
+        except ValueError:
+            os.truncate(path, len(data) - len(lines[-1]))
     return entries
 
 
@@ -457,13 +488,17 @@ class Folder:
 
     def __init__(self, path):
         path.mkdir(parents=True, exist_ok=True)
-        (path / "manifest.jsonl").open("a").close()  # OSError if it cannot be written
+        self.manifest = (path / "manifest.jsonl").open("ab")  # stays open for its lock
+        with contextlib.suppress(ImportError):  # Windows has no such lock
+            import fcntl
+
+            fcntl.flock(self.manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.path, self.lock, self.goal, self.trouble = path, threading.RLock(), 0, None
         entries = read_lines(path / "manifest.jsonl")
-        self.entries = {each["file"]: each for each in entries if "sha256" in each}
+        self.entries = {str(each["file"]): each for each in entries if "file" in each}
         entries += read_lines(path / "failed.jsonl")
-        known = [entry.get(key) for entry in entries for key in ("url", "final_url")]
-        self.known = {requests.utils.requote_uri(address or "") for address in known}
+        known = [str(each.get(key)) for each in entries for key in ("url", "final_url")]
+        self.known = set(map(requests.utils.requote_uri, known))
         self.patience = 3 + len(entries) // 20  # pages that list only what is known
         for part in path.glob(".*.part"):  # left by a kill, before or after its line
             final = path / part.name[1:-5]
@@ -471,10 +506,10 @@ class Folder:
                 os.replace(part, final)
             part.unlink(missing_ok=True)
         endings = ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif".split()
-        files = [file for file in path.rglob("*") if file.suffix.lower() in endings]
+        files = [file for file in path.rglob("[!.]*") if file.suffix.lower() in endings]
         self.names = {file.relative_to(path).as_posix() for file in files}
         # What was deleted by hand keeps its line, and so its content and its number.
-        self.hashes = {entry["sha256"]: name for name, entry in self.entries.items()}
+        self.hashes = {each.get("sha256"): name for name, each in self.entries.items()}
         for name in self.names - self.entries.keys():
             self.hashes[hashlib.sha256((path / name).read_bytes()).hexdigest()] = name
         stems = [pathlib.Path(name).stem for name in self.names | self.entries.keys()]
@@ -492,16 +527,6 @@ class Folder:
                 self.trouble = error
                 raise
 
-    def new(self, tasks):
-        """Return the tasks whose addresses were never seen, and remember them."""
-        with self.lock:
-            fresh = {
-                requests.utils.requote_uri(task["file_url"]): task for task in tasks
-            }
-            fresh = {url: task for url, task in fresh.items() if url not in self.known}
-            self.known |= fresh.keys()
-            return list(fresh.values())
-
     def save(self, body, ending, entry):
         """Take a picture in: its line comes first, so that none is without licence."""
         digest = hashlib.sha256(body).hexdigest()
@@ -513,88 +538,131 @@ class Folder:
             self.number += 1
             name = f"{self.number:06d}.{ending}"
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            entry = {"file": name} | entry
+            entry = {"file": name, **entry}
             entry |= {"bytes": len(body), "sha256": digest, "fetched_at": now}
             part = self.path / f".{name}.part"
-            part.write_bytes(body)
+            try:
+                part.write_bytes(body)
+            except OSError:  # the disk is full
+                part.unlink(missing_ok=True)
+                raise
             self.append("manifest.jsonl", entry)
             os.replace(part, self.path / name)
             self.names.add(name)
             self.entries[name], self.hashes[digest] = entry, name
 
-    def write_credits(self):
-        """Write CREDITS.md: title, creator, licence and source of each picture."""
-
-        def link(text, address=""):
-            text = re.sub(r"([\\`*_\[\]<>])", r"\\\1", text)
-            web = re.fullmatch(r"https?://[^\s<>]+", address or "")
-            return f"[{text}](<{address}>)" if web else text
-
-        lines = ["# Credits", "", "What the pictures' licences ask to be named.", ""]
+    def close(self):
+        """Let nothing in any more, and write CREDITS.md about what lies there."""
+        with self.lock:
+            self.goal = 0
+        lines = ["# Credits", "", "Title, creator, licence and source of each picture."]
+        lines += ["All are as downloaded; Wikimedia Commons scales large ones.", ""]
         for name in sorted(self.names):
-            entry = collections.defaultdict(str, self.entries.get(name, {}))
-            source = entry["page_url"] or entry["url"]
-            title = link(entry["title"] or "untitled", source)
-            license = link(entry["license"] or "licence unknown", entry["license_url"])
-            creator = link(entry["creator"] or "unknown")
+            about = collections.defaultdict(str, self.entries.get(name, {}))
+            source = about["page_url"] or about["url"]
+            title = markdown(about["title"] or "untitled", source)
+            creator = markdown(about["creator"] or "unknown")
+            license = about["license"] or "licence unknown"
+            license = markdown(license, about["license_url"])
             lines.append(f"- `{name}`: {title} by {creator}, {license}")
-        temporary = self.path / ".CREDITS.md.part"
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-        os.replace(temporary, self.path / "CREDITS.md")
+        part = self.path / ".CREDITS.md.part"
+        text = "\n".join(lines) + "\n"
+        try:  # a file name may be no proper text
+            part.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+            os.replace(part, self.path / "CREDITS.md")
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def markdown(text, address=""):
+    """Return text that Markdown leaves alone, linked to an address if it is one."""
+    text = re.sub(r"([\\`*_\[\]<>&~$])", r"\\\1", str(text))
+    web = re.fullmatch(r"https?://[^\s<>]+", str(address))
+    return f"[{text}](<{address}>)" if web else text
+
+
+class Search:
+    """A keyword at an engine: what is still to do, and what came of it."""
+
+    def __init__(self, engine, keyword, pages, license_filter):
+        self.engine, self.keyword, self.filter = engine, keyword, license_filter
+        self.pages, self.tasks = collections.deque(pages), queue.Queue()
+        self.counts, self.seconds, self.failure = collections.Counter(), 0.0, None
+        self.listed = 0  # pictures on its pages
+        self.stale = 0  # pages in a row that listed only what is known
+
+    def add(self, tasks, folder):
+        """Take in the tasks of a page whose addresses were never seen."""
+        fresh = {requests.utils.requote_uri(task["file_url"]): task for task in tasks}
+        with folder.lock:
+            fresh = {url: fresh[url] for url in fresh if url not in folder.known}
+            folder.known |= fresh.keys()
+            self.listed += len(tasks)
+            self.counts["duplicate"] += len(tasks) - len(fresh)
+            self.stale = self.stale + 1 if tasks and not fresh else 0
+        for task in fresh.values():
+            self.tasks.put(task)
+
+    def outcome(self):
+        """Return why it ended early or brought nothing, or else an empty text."""
+        failure = self.failure or (None if self.listed else self.engine.failure)
+        if failure:
+            return f"{failure.kind}: {failure}"
+        if self.counts["saved"]:
+            return ""
+        return "nothing new of use" if self.listed else "answered but empty"
+
+    def summary(self):
+        """Return the line that says what came of it."""
+        kinds = ["saved", "duplicate", "too small", "broken", "refused"]
+        kinds += sorted(self.counts.keys() - set(kinds))
+        counts = "".join(f"{kind} {self.counts[kind]}, " for kind in kinds)
+        end = f"; {self.outcome()}" if self.outcome() else ""
+        name = f'{self.engine.name} "{self.keyword or "list"}"'
+        return f"{name}: {counts}{self.seconds:.1f} s{end}"
 
 
 class PageFeeder(icrawler.Feeder):
-    """Hands the pages that are still to be read to the parser."""
+    """Has nothing to do: the pages are in the search, to be there in a second round."""
 
     def feed(self, **kwargs):
-        with contextlib.suppress(IndexError):
-            while True:
-                self.output(self.search.pages.pop(0))
+        pass
 
 
 class PageParser(icrawler.Parser):
-    """Reads pages of results: hands on the pictures, and the next page to itself."""
+    """Reads pages of results: hands on the pictures, and remembers the next page."""
 
     def worker_exec(self, **kwargs):
         """Read pages until there are none; icrawler's own loop dies of a bad page."""
         search, halt = self.search, self.session.halt
-        while not halt.is_set():
-            over = self.signal.get("feeder_exited")  # asked before the queue is
-            try:
-                page = self.in_queue.get(timeout=0.1)
-            except queue.Empty:
-                if over:
-                    return
-                continue
-            while self.out_queue.qsize() > 40 and not halt.wait(0.1):
-                pass  # no page is asked for before it is needed
-            try:
-                tasks, following = self.read(page)
-            except Failure as failure:
-                if failure.kind == "stopped":
-                    self.in_queue.put(page)  # for the second round
-                elif failure.kind != "empty":
-                    search.failure = failure
-                    with self.in_queue.mutex:
-                        self.in_queue.queue.clear()
-                if failure.kind in ("budget", "refused", "unreachable"):  # left for now
-                    search.engine.failure = search.engine.failure or failure
-                    if not search.engine.heard:
-                        halt.set()  # the other thread need not find out by itself
-                continue
-            with self.lock:
-                new = self.folder.new(tasks)
-                search.listed += len(tasks)
-                search.counts["duplicate"] += len(tasks) - len(new)
-                search.stale = search.stale + 1 if tasks and not new else 0
-            for task in new:
-                self.output(task)
+        with search.engine.turn:  # other threads find nothing left to do
+            while search.pages and not halt.is_set():
+                if search.tasks.qsize() > 40:
+                    halt.wait(0.1)  # no page is asked for before it is needed
+                else:
+                    self.take(search.pages.popleft())
+
+    def take(self, page):
+        """Hand on what a page lists, or note why it cannot be had."""
+        search, engine = self.search, self.search.engine
+        try:
+            tasks, following = self.read(page)
+        except Failure as failure:
+            if failure.kind == "stopped":
+                search.pages.appendleft(page)  # for the second round
+            elif failure.kind != "empty":
+                search.failure = failure
+                search.pages.clear()
+            if failure.kind in ("budget", "refused", "unreachable"):
+                engine.failure = engine.failure or failure
+        else:
+            search.add(tasks, self.folder)
             if following and search.stale < self.folder.patience:
-                self.input(following)
+                search.pages.append(following)
 
     def read(self, page):
         """Return (tasks, next page or None) of a page; what may pass is tried again."""
-        engine, settings = self.search.engine, self.settings
+        engine, settings = self.search.engine, self.session.settings
         address = f"{settings.ENDPOINTS[engine.name]}?{urllib.parse.urlencode(page)}"
         for attempt in (1, 2, 3):
             if engine.failure:
@@ -602,9 +670,9 @@ class PageParser(icrawler.Parser):
             if engine.budget < 1:
                 raise Failure("budget", "PAGE_BUDGET is used up for this run")
             engine.budget -= 1
-            # Until it has answered once, an engine gets its part of 50 s only.
-            share = 50 / len(settings.ENGINES)
-            seconds = min(settings.PAGE_TIMEOUT, 1e9 if engine.heard else share)
+            seconds = settings.PAGE_TIMEOUT
+            if not engine.heard:  # where no engine answers, the end comes within 60 s
+                seconds = min(seconds, 50 / len(settings.ENGINES))
             try:
                 answer = self.session.fetch(address, seconds, seconds)
                 engine.heard = True
@@ -614,12 +682,13 @@ class PageParser(icrawler.Parser):
                     raise Failure("refused", reason)
                 return engine.read(page, answer.content, settings.LICENSE)
             except Failure as error:
-                left = error.kind == "host left"
-                failure = Failure("refused", str(error)) if left else error
+                failure = error
+                if error.kind == "broken":
+                    failure = Failure("unreadable", str(error))
             except Exception as error:  # a page can lead its reader anywhere
                 failure = Failure("unreadable", f"not in the known shape: {error!r}")
-            tries = {"unreachable": 3 if engine.heard else 1, "unreadable": 2}
-            if attempt >= (tries | {"empty": 2}).get(failure.kind, 1):
+            passing = failure.kind in ("unreachable", "unreadable", "empty")
+            if attempt == 3 or not passing or not engine.heard:
                 raise failure
 
 
@@ -643,7 +712,7 @@ class PictureDownloader(icrawler.ImageDownloader):
                     break
             if failures[-1].kind == "stopped":
                 return self.in_queue.put(task)  # for the second round
-            with self.lock:
+            with self.folder.lock:
                 search.counts[failures[0].kind] += 1
             if all(failure.final for failure in failures):
                 reason = "; ".join(map(str, failures))
@@ -656,7 +725,7 @@ class PictureDownloader(icrawler.ImageDownloader):
 
     def take(self, address, task):
         """Fetch an address, look at the picture and save it, or raise a Failure."""
-        settings, search, folder = self.settings, self.search, self.folder
+        settings, search, folder = self.session.settings, self.search, self.folder
         seconds = settings.IMAGE_DEADLINE
         answer = self.session.fetch(address, seconds, settings.REQUEST_TIMEOUT)
         status, robots = answer.status_code, answer.headers.get("X-Robots-Tag", "")
@@ -664,169 +733,182 @@ class PictureDownloader(icrawler.ImageDownloader):
             final = 400 <= status < 500 and status not in (408, 425, 429)
             raise Failure(f"HTTP {status}", f"HTTP {status}", final)
         if re.search("no(image)?ai", robots.lower()):
-            raise Failure("noai", "X-Robots-Tag forbids it", True)
+            raise Failure("noai", "X-Robots-Tag forbids it", final=True)
         body = answer.content
         ending, width, height = inspect(body, settings.MIN_SIZE, settings.MAX_PIXELS)
         entry = {"url": task["file_url"], "final_url": answer.url}
         for name in "page_url title creator license license_url attribution".split():
             entry[name] = task.get(name)
-        told = search.filter or task.get("license_filter")
-        entry |= {"license_filter": told, "engine": search.engine.name}
-        entry |= {"keyword": search.keyword or task.get("keyword")}
-        folder.save(body, ending, entry | {"width": width, "height": height})
-        with self.lock:
+        entry["license_filter"] = search.filter or task.get("license_filter")
+        entry["engine"] = search.engine.name
+        entry["keyword"] = search.keyword or task.get("keyword")
+        folder.save(body, ending, {**entry, "width": width, "height": height})
+        with folder.lock:
             search.counts["saved"] += 1
         if len(folder.names) >= folder.goal:
             self.session.halt.set()
 
 
 class PoliteCrawler(icrawler.Crawler):
-    """One search: a keyword at an engine. Each gets a new crawler, because icrawler's
-    queues and threads remember the search before."""
+    """Runs a search. Each run gets a new crawler, because icrawler's threads and
+    signals remember the run before; what is left to do stays in the search."""
 
-    def __init__(self, job):
-        settings = job.settings
+    def __init__(self, search, folder, session):
+        settings = session.settings
         super().__init__(
             *(PageFeeder, PageParser, PictureDownloader, settings.FEEDER_THREADS),
             *(settings.PARSER_THREADS, settings.DOWNLOADER_THREADS),
             storage={"root_dir": settings.OUT_DIR},
             log_level=logging.CRITICAL,
         )
-        # icrawler's own queues lose a task whenever they are full for a second, and
-        # refuse one that is put back.
-        self.feeder.out_queue = self.parser.in_queue = queue.Queue()
-        self.parser.out_queue = self.downloader.in_queue = queue.Queue()
+        # icrawler's own queue loses a task whenever it is full for a second, and
+        # refuses one that is put back.
+        self.downloader.in_queue = search.tasks
         for part in (self, self.feeder, self.parser, self.downloader):
-            vars(part).update(vars(job))  # settings, folder, session, search, show
+            part.search, part.folder, part.session = search, folder, session
 
-    def crawl(self):
-        """Run the search until it ends or `halt` is set; what is left stays in it."""
-        search, halt, tasks = self.search, self.session.halt, self.downloader.in_queue
-        name = f"{search.engine.name} {search.keyword or 'list'}"
-        for task in search.tasks:
-            tasks.put(task)
+    def crawl(self, live):
+        """Run the search until it ends or `halt` is set, and show how far it is."""
+        search, halt, start = self.search, self.session.halt, time.monotonic()
+        wanted = self.session.settings.MAX_NUM
+        halt.clear()
         self.feeder.start()
         self.parser.start()
         self.downloader.start(max_num=0, queue_timeout=0.1)
-        while self.parser.is_alive() or self.downloader.is_alive():
-            over = not self.parser.is_alive() and tasks.empty()
-            self.signal.set(feeder_exited=not self.feeder.is_alive())
-            self.signal.set(parser_exited=over, reach_max_num=halt.is_set())
-            self.session.cut()
-            self.show(description=name, completed=len(self.folder.names))
-            time.sleep(0.05)
-        search.pages += self.parser.in_queue.queue
-        search.tasks = list(tasks.queue)
+        try:
+            while self.parser.is_alive() or self.downloader.is_alive():
+                over = not self.parser.is_alive() and search.tasks.empty()
+                self.signal.set(parser_exited=over, reach_max_num=halt.is_set())
+                count, name = len(self.folder.names), search.keyword or "list"
+                text = f"{search.engine.name} {name} {count}/{wanted}"
+                text = rich.markup.escape(text)
+                live.update(live.task_ids[0], description=text, completed=count)
+                time.sleep(0.05)
+        finally:
+            search.seconds += time.monotonic() - start
 
 
-def plan(settings, folder):
-    """Return the searches, engine by engine: what is to do, and what came of it."""
+def plan(settings, folder, listed):
+    """Return the searches, engine by engine; `listed` are the tasks for "urls"."""
     readers = {"commons": read_commons, "openverse": read_openverse, "bing": read_bing}
     readers |= {"google": read_google, "urls": None}
     searches = []
     for name in settings.ENGINES:
-        engine = types.SimpleNamespace(name=name, read=readers[name], heard=False)
-        engine.failure, engine.budget = None, settings.PAGE_BUDGET.get(name)
+        # `heard`: it has answered; `failure`: why it is left for the rest of the run.
+        engine = types.SimpleNamespace(name=name, heard=False, failure=None)
+        engine.read, engine.budget = readers[name], settings.PAGE_BUDGET.get(name)
+        engine.turn = threading.Lock()
+        if name == "urls":
+            searches.append(Search(engine, None, [], None))
+            searches[-1].add(listed, folder)
+            continue
         told = settings.LICENSE
         if told and name in ("bing", "google"):
             told = f"{told} ({name.title()}'s word, not checked)"
-        for keyword in settings.KEYWORDS if name != "urls" else [None]:
-            search = types.SimpleNamespace(engine=engine, keyword=keyword, filter=told)
-            search.counts, search.failure = collections.Counter(), None
-            search.listed = search.stale = search.seconds = 0
-            search.pages, search.tasks = [], []
-            if keyword:
-                words = keyword, settings.LICENSE, settings.ENGINES
-                search.pages = first_pages(name, *words)
-            else:
-                tasks = read_url_file(pathlib.Path(settings.URL_FILE))
-                search.tasks, search.filter = folder.new(tasks), None
-                search.listed = len(tasks)
-                search.counts["duplicate"] = len(tasks) - len(search.tasks)
-            searches.append(search)
+        for keyword in settings.KEYWORDS:
+            pages = first_pages(name, keyword, settings.LICENSE, settings.ENGINES)
+            searches.append(Search(engine, keyword, pages, told))
     return searches
 
 
-def crawl_all(settings, folder, session, searches, progress):
+def crawl_all(searches, folder, session, live):
     """Run the searches, each keyword up to its share, then again without that limit."""
-    line = progress.add_task("", total=settings.MAX_NUM)
-    job = types.SimpleNamespace(settings=settings, folder=folder, session=session)
-    job.show = lambda **state: progress.update(line, **state)
-    share = -(-settings.MAX_NUM // len(settings.KEYWORDS))
-    for limit, search in itertools.product((share, settings.MAX_NUM), searches):
-        have = [folder.entries.get(name, {}).get("keyword") for name in folder.names]
-        room = settings.MAX_NUM - len(have)
+    wanted = session.settings.MAX_NUM
+    share = math.ceil(wanted / len(session.settings.KEYWORDS))
+    live.add_task("", total=wanted)
+    for limit, search in itertools.product((share, wanted), searches):
+        room = wanted - len(folder.names)
         if search.keyword:
-            room = min(room, limit - have.count(search.keyword))
-        if room > 0 and not search.engine.failure and (search.pages or search.tasks):
-            folder.goal, job.search, start = len(have) + room, search, time.monotonic()
-            session.halt.clear()
-            PoliteCrawler(job).crawl()
-            search.seconds += time.monotonic() - start
+            entries = [folder.entries.get(name, {}) for name in folder.names]
+            have = [entry.get("keyword") for entry in entries].count(search.keyword)
+            room = min(room, limit - have)
+        pages = search.pages and not search.engine.failure
+        if room > 0 and (pages or not search.tasks.empty()):
+            folder.goal = len(folder.names) + room
+            PoliteCrawler(search, folder, session).crawl(live)
         if folder.trouble:
             raise folder.trouble
 
 
-def outcome(search):
-    """Return why a search ended early or brought nothing, or else an empty text."""
-    failure = search.failure or (None if search.listed else search.engine.failure)
-    if failure:
-        return f"{failure.kind}: {failure}"
-    if search.counts["saved"]:
-        return ""
-    return "nothing new of use" if search.listed else "answered but empty"
+def collect(settings, out_dir, listed):
+    """Fill the folder and say what came of it; return (Folder, searches)."""
+    folder, session = Folder(out_dir), PoliteSession(settings)
+    print(f"{len(folder.names)} images in {out_dir}, {settings.MAX_NUM} wanted.")
+    if not settings.CONTACT and "commons" in settings.ENGINES:
+        print("CONTACT is empty: Wikimedia wants one, and is asked every 6 s only.")
+    searches = plan(settings, folder, listed)
+    quiet = not sys.stdout.isatty()
+    try:
+        with rich.progress.Progress(disable=quiet, transient=True) as live:
+            crawl_all(searches, folder, session, live)
+    finally:
+        session.halt.set()
+        for search in searches:
+            if search.seconds or search.listed:
+                print(search.summary())
+        folder.close()
+    return folder, searches
 
 
-def summary(search):
-    """Return the line that says what came of a search."""
-    fixed = ["saved", "duplicate", "too small", "broken", "refused"]
-    kinds = fixed + sorted(search.counts.keys() - set(fixed))
-    counts = [f"{kind} {search.counts[kind]}" for kind in kinds]
-    counts = ", ".join([*counts, f"{search.seconds:.1f} s"])
-    end = f"; {outcome(search)}" if outcome(search) else ""
-    return f'{search.engine.name} "{search.keyword or "list"}": {counts}{end}'
+def shortage(searches):
+    """Return why so few pictures came, and what to do about it."""
+    lines = [f"{each.engine.name}: {each.outcome()}." for each in searches]
+    lines = [line for line in dict.fromkeys(lines) if not line.endswith(": .")]
+    failures = [search.engine.failure for search in searches]
+    if all(failure and failure.kind == "unreachable" for failure in failures):
+        lines += ["Is there a network, or a proxy to name in HTTPS_PROXY?"]
+        lines += ["To go on without the web: python tests/draw_athletes.py"]
+    else:
+        lines += ["Try other KEYWORDS or ENGINES, or run again later."]
+    return "\n".join(lines)
 
 
 def check_settings(settings):
     """End the script with a message if a setting is not what it should be."""
+
+    def count(value):
+        return type(value) is int and value > 0
+
+    def seconds(value):
+        return type(value) in (int, float) and 0 <= value <= 86_400
+
     engines = ("commons", "openverse", "urls", "bing", "google")
     words = ("noncommercial", "commercial", "noncommercial,modify", "commercial,modify")
-    counts = "MAX_NUM HOST_CONCURRENCY MAX_BYTES MAX_PIXELS "
-    counts += "FEEDER_THREADS PARSER_THREADS DOWNLOADER_THREADS"
     rules = (
-        ("OUT_DIR URL_FILE", "a path in quotes", lambda value: value + ""),
-        ("CONTACT", "plain letters", lambda value: re.fullmatch("[ -~]*", value)),
+        ("OUT_DIR URL_FILE", "a path in quotes", str.strip),
+        ("CONTACT", "plain letters in quotes", lambda value: (
+            re.fullmatch("[ -~]*", value))),
         ("KEYWORDS", "phrases of 1 to 200 letters in round brackets", lambda value: (
-            value and type(value) is tuple
-            and all(0 < len(word.strip()) <= 200 for word in value))),
+            type(value) is tuple and value
+            and all(0 < len(phrase.strip()) <= 200 for phrase in value))),
         ("ENGINES", f"some of {engines}", lambda value: (
-            value and type(value) is tuple and {*value} <= {*engines})),
+            type(value) is tuple and value and {*value} <= {*engines})),
         ("LICENSE", f"None or one of {words}", lambda value: value in (None, *words)),
-        (counts, "a whole number from 1", lambda value: (
-            type(value) is int and value > 0)),
+        ("MAX_NUM HOST_CONCURRENCY MAX_BYTES MAX_PIXELS FEEDER_THREADS PARSER_THREADS "
+            "DOWNLOADER_THREADS", "a whole number from 1 up", count),
         ("MIN_NUM", "a whole number from 0 to MAX_NUM", lambda value: (
-            type(value) is int and 0 <= value <= settings.MAX_NUM)),
+            value in range(settings.MAX_NUM + 1))),
         ("MIN_SIZE", "a width and a height in pixels", lambda value: (
-            len(value) == 2 and min(value) > 0)),
+            len(value) == 2 and all(map(count, value)))),
         ("REQUEST_TIMEOUT IMAGE_DEADLINE PAGE_TIMEOUT", "seconds, more than 0",
-            lambda value: value > 0),
-        ("DEFAULT_DELAY", "seconds, 0 or more", lambda value: value >= 0),
-        ("HOST_DELAY", "seconds for each host", lambda value: (
-            min([0, *value.values()]) >= 0)),
-        ("PAGE_BUDGET", "a number for each engine", lambda value: all(
-            value[name] > 0 for name in settings.ENGINES if name != "urls")),
-        ("ENDPOINTS", "an http address for each engine", lambda value: all(
-            value[name][:4] == "http" for name in settings.ENGINES if name != "urls")),
+            lambda value: seconds(value) and value > 0),
+        ("DEFAULT_DELAY", "seconds, 0 or more", seconds),
+        ("HOST_DELAY", "seconds for each host, 0 or more", lambda value: (
+            all(map(seconds, value.values())))),
+        ("ALLOW_PRIVATE_HOSTS", "True or False", lambda value: type(value) is bool),
+        ("PAGE_BUDGET", "a whole number from 1 up for each engine", lambda value: (
+            all(count(value[name]) for name in settings.ENGINES if name != "urls"))),
+        ("ENDPOINTS", "an http address for each engine", lambda value: (
+            all(urllib.parse.urlsplit(value[name]).hostname
+                for name in settings.ENGINES if name != "urls"))),
     )  # fmt: skip
-    for names, expected, good in rules:
+    for names, expected, fits in rules:
         for name in names.split():
-            fits = False
-            with contextlib.suppress(AttributeError, KeyError, TypeError):
-                fits = good(getattr(settings, name))
-            if not fits:
-                sys.exit(
-                    f"{name} is {getattr(settings, name)!r}. Set it to {expected}."
-                )
+            value, good = getattr(settings, name), False
+            with contextlib.suppress(Exception):  # a wrong type can lead anywhere
+                good = fits(value)
+            if not good:
+                sys.exit(f"{name} is {value!r}. Set it to {expected}.")
 
 
 def main():
@@ -841,54 +923,35 @@ def main():
         PARSER_THREADS=PARSER_THREADS, DOWNLOADER_THREADS=DOWNLOADER_THREADS,
     )  # fmt: skip
     check_settings(settings)
-    sys.stdout.reconfigure(errors="replace")  # a console may lack a keyword's letters
-    out_dir = pathlib.Path(OUT_DIR).resolve()
+    # A console may lack a keyword's letters, and a log should grow line by line.
+    sys.stdout.reconfigure(errors="replace", line_buffering=True)
+    warnings.simplefilter("ignore")  # Pillow's about what is odd in a picture
+    Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is checked instead
+    out_dir, url_file = pathlib.Path(OUT_DIR).resolve(), pathlib.Path(URL_FILE)
+    try:
+        listed = read_url_file(url_file) if "urls" in ENGINES else []
+    except (OSError, ValueError) as error:
+        expected = "Give it an address a line, or a manifest.jsonl"
+        sys.exit(f"Cannot read {url_file.resolve()} (URL_FILE): {error}. {expected}.")
     if (out_dir / "factors.csv").exists():
         sys.exit(
             f"{out_dir} holds drawn athletes (factors.csv), which must not mix with "
             "photographs. Move them away or set another OUT_DIR."
         )
-    if "urls" in ENGINES and not pathlib.Path(URL_FILE).is_file():
-        path = pathlib.Path(URL_FILE).resolve()
-        sys.exit(f"{path} is missing; it should hold the addresses to fetch.")
-    Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is checked instead
-    session, searches, folder = PoliteSession(settings), [], None
+    start = time.monotonic()
     try:
-        folder = Folder(out_dir)
-        print(f"{len(folder.names)} images in {out_dir}, {MAX_NUM} wanted.", flush=True)
-        if not CONTACT and "commons" in ENGINES:
-            print("CONTACT is empty: Wikimedia wants one, and is asked every 6 s only.")
-        searches = plan(settings, folder)
-        name = rich.progress.TextColumn("{task.description}", markup=False)
-        columns = name, rich.progress.BarColumn(), rich.progress.MofNCompleteColumn()
-        quiet = not sys.stdout.isatty()
-        with rich.progress.Progress(*columns, disable=quiet, transient=True) as live:
-            crawl_all(settings, folder, session, searches, live)
+        folder, searches = collect(settings, out_dir, listed)
+    except BlockingIOError:
+        sys.exit(f"Another scrape.py is at work in {out_dir}. Wait until it has ended.")
     except OSError as error:
         reason = error.strerror or error
-        sys.exit(f"Cannot write into {out_dir}: {reason}. Make room and run again.")
-    finally:
-        session.halt.set()
-        if folder:
-            with folder.lock, contextlib.suppress(OSError):
-                folder.goal = 0  # a save has ended, and no other begins
-                folder.write_credits()
-        for search in searches:
-            if search.seconds or search.listed:
-                print(summary(search))
-    count = len(folder.names)
-    print(f"Wrote {OUT_DIR}: {count} images with manifest.jsonl and CREDITS.md.")
+        sys.exit(f"Cannot write into {out_dir}: {reason}. Mend it and run again.")
+    count, seconds = len(folder.names), time.monotonic() - start
+    files = "manifest.jsonl and CREDITS.md"
+    print(f"Wrote {OUT_DIR}: {count} images with {files} in {seconds:.1f} s.")
     if count < MIN_NUM:
-        lines = [f"{count} images in {out_dir}, fewer than MIN_NUM = {MIN_NUM}."]
-        lines += [f"{each.engine.name}: {outcome(each)}." for each in searches]
-        lines = [line for line in dict.fromkeys(lines) if not line.endswith(": .")]
-        failures = [search.engine.failure for search in searches]
-        if all(failure and failure.kind == "unreachable" for failure in failures):
-            lines += ["Is there a network, or a proxy to name in HTTPS_PROXY?"]
-            lines += ["To go on without the web: python tests/draw_athletes.py"]
-        else:
-            lines += ["Try other KEYWORDS or ENGINES, or run again later."]
-        sys.exit("\n".join(lines))
+        found = f"{count} images in {out_dir}, fewer than MIN_NUM = {MIN_NUM}."
+        sys.exit(f"{found}\n{shortage(searches)}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Writes  MODEL_DIR/encoder.keras: (B, H, W, C) float32 in 0..1 -> [z_mean, z_log_
         each (B, LATENT_DIM); decoder.keras: (B, LATENT_DIM) -> (B, H, W, C) float32 in
         0..1; history.csv: a line an epoch; summary.json: settings, the id of the
         array, versions, and how good the model is; backup.npz: to go on from.
-        FIGURE_DIR/loss.png and reconstructions.png.
+        FIGURE_DIR/loss.png and reconstructions.png, every five epochs and at the end.
 
 Stopped at any moment, it goes on after the last whole epoch when it is run again. After
 Kingma and Welling, "Auto-Encoding Variational Bayes" (arXiv 1312.6114):
@@ -23,7 +23,6 @@ beta-VAE; at 1 the loss is the negative ELBO divided by H * W * C.
 """
 
 import contextlib
-import csv
 import hashlib
 import json
 import math
@@ -72,7 +71,7 @@ KL_WEIGHT = 5e-4  # more: smoother and blurrier; 1 / (H*W*C) is the weight of th
 
 # Training
 EPOCHS = 50  # raised after the end, training goes on, at the rate of the longer plan
-BATCH_SIZE = 32  # less needs less memory; the rates below were measured with 32
+BATCH_SIZE = 32  # images a step on each device; fewer need less memory
 OPTIMIZER = "adam"  # or "rmsprop" or "sgd"
 LEARNING_RATE = None  # None: the rate measured for the optimizer
 VALIDATION_IMAGES = 256  # held-out rows from the end, even, at most a tenth of all
@@ -85,6 +84,9 @@ SEED = 0  # another seed finds another map of the same pictures
 def replacing(path):
     """Yield a temporary path beside `path`, which takes its place on success."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".[0-9]*-{path.name}"):
+        if leftover.stat().st_mtime < time.time() - 600:  # of a run that was killed
+            leftover.unlink(missing_ok=True)
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         yield temporary
@@ -94,16 +96,13 @@ def replacing(path):
 
 
 def open_images(path):
-    """Map an array of images into memory, and read it once to identify it.
-
-    Returns:
-        uint8 (N, H, W, C), read-only, and its id: part of the SHA-256 of the file.
+    """Map an array into memory; return it, and a part of the SHA-256 of its file.
 
     Raises:
-        ValueError: It is no such array, or its side does not fit the network.
+        ValueError: It is not uint8 (N, H, W, C), or does not fit the network.
         OSError: It cannot be read.
     """
-    images = np.load(path, mmap_mode="r", allow_pickle=False)
+    images = np.lib.format.open_memmap(path, mode="r")
     found = f"it holds {images.dtype} {images.shape}"
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         raise ValueError(f"{found}, expected uint8 (N, H, W, C) with C = 1 or 3")
@@ -133,14 +132,11 @@ def average_images(images):
 
 
 def plan_stages(side, filters):
-    """Say by which stages a side is halved, so that depth follows the side.
+    """Return the channels of the stages that a side needs, and the stride of the first.
 
-    It is halved as long as an even number of 14 or more is left and there are stages.
-    If it could be halved once more, the first stage quarters it: 256 becomes 64, 32,
-    16, 8 in four stages; 64 becomes 32, 16, 8; 28 becomes 14, 7; 36 becomes 18, 9.
-
-    Returns:
-        The channels of the stages in use, and the stride of the first one.
+    Each halves the side as long as that is even and 14 or more. If it could be halved
+    more often than there are stages, the first quarters it: 256 becomes 64, 32, 16, 8
+    in four stages; 64 becomes 32, 16, 8; 28 becomes 14, 7; 36 becomes 18, 9.
     """
     halvings = 0
     while side % 2 == 0 and side >= 14:
@@ -149,10 +145,7 @@ def plan_stages(side, filters):
 
 
 class Sampling(layers.Layer):
-    """Draw z = z_mean + exp(z_log_var / 2) * epsilon, epsilon ~ N(0, I).
-
-    Args:
-        seed: of epsilon.
+    """Draw z = z_mean + exp(z_log_var / 2) * epsilon, epsilon ~ N(0, I) from a seed.
 
     Call arguments:
         inputs: z_mean and z_log_var, each (B, latent_dim); z has the same shape.
@@ -173,10 +166,8 @@ class VAELoss(layers.Layer):
 
     The cross-entropy is taken from the logits, as softplus(logit) - logit * target:
     finite for any logit, with a gradient between -1 and 1. (A relu output, as the
-    article had, has a gradient of 0 below 0 and of 500 next to 1.)
-
-    Args:
-        kl_weight: of kl_loss in the sum; a variable, for its warm-up.
+    article had, has a gradient of 0 below 0 and of 500 next to 1.) kl_weight becomes a
+    variable, for its warm-up.
 
     Call arguments:
         inputs: images (B, H, W, C) in 0..1, logits of the same shape, z_mean and
@@ -244,14 +235,12 @@ def build_encoder(side, channels, latent_dim, filters):
 def build_decoder(side, channels, latent_dim, filters, training):
     """Build the decoder: (B, latent_dim) -> (B, side, side, channels).
 
-    It goes through the stages of the encoder backwards. Where the first one quarters
+    It goes through the encoder's stages backwards. Where the first one quarters
     the side, the last step blends between pixels, which costs little. (To make 2x2
     values at once at each position left lines: 8 times the power at their period.)
 
-    Args:
-        side, channels, latent_dim, filters: as in build_encoder.
-        training: True ends in logits; False in a sigmoid, and with Keras's own layers
-            only, so that it loads without this file. Both have the same weights.
+    With training = True it ends in logits; with False in a sigmoid, and has Keras's own
+    layers only, so that it loads without this file. Both have the same weights.
     """
     used, stride = plan_stages(side, filters)
     base = side // (stride * 2 ** (len(used) - 1))
@@ -273,17 +262,10 @@ def build_decoder(side, channels, latent_dim, filters, training):
 
 
 class ClusterVAE(keras.Model):
-    """A functional model that gives its figures an axis, (1,) instead of ().
+    """A model that gives its figures the axis along which Keras joins the workers'."""
 
-    Keras 3.15 joins those of several workers along their first axis, and fails without.
-    """
-
-    def train_step(self, data):
-        logs = super().train_step(data)
-        return {name: tf.reshape(value, [1]) for name, value in logs.items()}
-
-    def test_step(self, data):
-        logs = super().test_step(data)
+    def compute_metrics(self, *args, **kwargs):
+        logs = super().compute_metrics(*args, **kwargs)
         return {name: tf.reshape(value, [1]) for name, value in logs.items()}
 
 
@@ -297,20 +279,28 @@ def build_vae(encoder, decoder, kl_weight, seed, cluster=False):
     return (ClusterVAE if cluster else keras.Model)(images, logits)
 
 
-def build_optimizer(name, learning_rate, steps):
+class StepSkipper(keras.optimizers.LossScaleOptimizer):
+    """Leave out a step whose gradients are not finite, on all devices or on none.
+
+    Keras 3.15 has each device look at its own gradients, and one that goes on would
+    wait for ever for one that does not. The scale of the loss, 1, has no other effect.
+    """
+
+    def check_finite(self, grads):
+        bad = 1.0 - ops.cast(super().check_finite(grads), "float32")
+        device = tf.distribute.get_replica_context()
+        return device.all_reduce(tf.distribute.ReduceOp.SUM, bad) == 0
+
+
+def build_optimizer(name, learning_rate, steps, replicas=1):
     """Build an optimizer that no single step can throw off its way.
 
-    The rate rises for the first 5 % of the steps, then falls along a cosine to 1 %. On
-    drawn athletes, 3 seeds, that ended at 0.5223 nats, and the article's plateau rule
-    (factor 0.5, patience 5) at 0.5221: the same, but the cosine has no state to keep
-    and no plateau to misread while the KL weight rises.
-    Gradients are clipped to a global norm of 1. LossScaleOptimizer leaves out a step
-    whose gradients are not finite; its scale, 1 at first, has no other effect.
-
-    Args:
-        name: "adam", "rmsprop" or "sgd".
-        learning_rate: the highest, or None for the one measured for the optimizer.
-        steps: of the whole training.
+    The rate, None for the measured one, is reached after 5 % of the steps and falls
+    along a cosine to 1 % of it. On drawn athletes, 3 seeds, that ended at 0.5223 nats,
+    the article's plateau rule (factor 0.5, patience 5) at 0.5221: the same, but the
+    cosine has no state to keep and no plateau to misread while the KL weight rises.
+    The gradients of each of the replicas (devices) are clipped to its share of a global
+    norm of 1.
     """
     kind, measured, options = {
         "adam": (keras.optimizers.Adam, 3e-3, {}),
@@ -318,27 +308,22 @@ def build_optimizer(name, learning_rate, steps):
         "sgd": (keras.optimizers.SGD, 0.1, {"momentum": 0.9}),
     }[name]
     rate, warmup = learning_rate or measured, max(1, steps // 20)
+    rest = max(1, steps - warmup)
     schedule = keras.optimizers.schedules.CosineDecay(
-        rate / warmup, steps - warmup, 0.01, warmup_target=rate, warmup_steps=warmup
+        rate / warmup, rest, 0.01, warmup_target=rate, warmup_steps=warmup
     )
-    optimizer = kind(schedule, global_clipnorm=1.0, **options)
-    return keras.optimizers.LossScaleOptimizer(optimizer, 1.0, 2**31 - 1)
+    optimizer = kind(schedule, global_clipnorm=1 / replicas, **options)
+    return StepSkipper(optimizer, 1.0, 2**31 - 1)
 
 
 def make_datasets(images, num_train, batch_size, seed, first_epoch, replicas):
     """Make the training and the validation set, float32 (B, H, W, C) in 0..1.
 
-    The training set has no end. Its epoch e visits the training rows in the order that
-    (seed, e) gives, so that a resumed training sees what an unbroken one would, but for
-    the rows that do not fill a last batch.
-
-    Args:
-        images: uint8 (N, H, W, C), mapped from the disk.
-        num_train: rows to train on; the others, from the end, are held out.
-        batch_size: B, shared by the replicas.
-        seed: of the order.
-        first_epoch: to start with, from 0.
-        replicas: devices that each get an equal part of every batch.
+    The training set has no end. Its epoch e, from first_epoch on, visits the first
+    num_train rows, but for those that do not fill a last batch, in the order that
+    (seed, e) gives, so that a resumed training sees what an unbroken one would. The
+    other rows of images, uint8 (N, H, W, C), are held out. Each of the replicas
+    (devices) gets an equal part of every batch.
     """
 
     def shuffle(epoch):
@@ -373,19 +358,35 @@ def choose_strategy():
     """Choose how to use what there is: many machines, several GPUs, or one device.
 
     Returns:
-        The strategy, and the number of this worker in the cluster that TF_CONFIG names,
-        0 without one.
+        The strategy, and the number of this worker in the cluster that TF_CONFIG names:
+        0 writes the model and speaks for all.
     """
     with quiet():  # TensorFlow reports each kind of device that it lacks
         if "TF_CONFIG" in os.environ:
-            strategy = tf.distribute.MultiWorkerMirroredStrategy()
-            return strategy, strategy.cluster_resolver.task_id
+            try:
+                strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            except ValueError as error:
+                sys.exit(f"Cannot use TF_CONFIG = {os.environ['TF_CONFIG']}: {error}")
+            cluster = strategy.cluster_resolver
+            after_chief = (
+                cluster.task_type == "worker" and "chief" in cluster.cluster_spec().jobs
+            )
+            return strategy, (cluster.task_id or 0) + after_chief
         gpus = tf.config.list_physical_devices("GPU")
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
-        several = len(tf.config.list_logical_devices("GPU")) > 1
         mirrored = tf.distribute.MirroredStrategy
-        return mirrored() if several else tf.distribute.get_strategy(), 0
+        return mirrored() if len(gpus) > 1 else tf.distribute.get_strategy(), 0
+
+
+def same_everywhere(strategy, state):
+    """Tell whether all workers of a cluster are in the same state, a JSON value."""
+    digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()
+    number = int(digest[:6], 16)
+    powers = tf.constant([1, number, number**2], tf.int64)
+    numbers = strategy.run(tf.function(lambda: powers))
+    count, total, squares = strategy.reduce("SUM", numbers, axis=None).numpy().tolist()
+    return count * squares == total**2  # the variance is 0
 
 
 class Recorder(keras.callbacks.Callback):
@@ -395,48 +396,44 @@ class Recorder(keras.callbacks.Callback):
     weight from the start, 2 of 5 seeds put all they learned of drawn athletes into one
     latent, with the warm-up 0 of 5. Losses are recorded with the whole weight.
 
-    The backup, a file that is replaced after each epoch, holds all that the training
-    needs to go on as if it had not been stopped: the weights, the state of the
-    optimizer and of the random numbers, the best weights and the history.
-
-    Args:
-        folder: for history.csv and the backup.
-        settings: of the training, and the id of its array, as JSON has them.
-        epochs: of the whole training.
-        worker: number of this worker; each has a backup, and 0 writes the history.
+    The backup, a file that is replaced after each epoch, holds all that is needed to go
+    on as if nothing had happened: the weights, the state of the optimizer and of the
+    random numbers, the best weights and the history. Each worker has its own.
     """
 
     def __init__(self, folder, settings, epochs, worker=0):
         super().__init__()
-        self.kl_weight, self.epochs = settings["KL_WEIGHT"], epochs
-        self.history_file = folder / "history.csv" if worker == 0 else None
+        self.settings, self.epochs, self.worker = settings, epochs, worker
+        self.history_file = folder / "history.csv"
         self.backup_file = folder / f"backup{worker or ''}.npz"
-        self.settings, self.history, self.best = settings, [], []
-        self.skipped = self.skipped_in_a_row = 0
+        self.history, self.best = [], []
+        self.restored = self.skipped = self.skipped_in_a_row = 0
 
     def restore(self, model):
-        """Take up where the backup stopped; return what keeps it from that, or None."""
+        """Take up where the backup stopped; return a text that says so, or why not."""
         self.set_model(model)
-        if not self.backup_file.exists():
-            return None
+        variables = self.variables()
         try:
             with np.load(self.backup_file, allow_pickle=False) as backup:
-                arrays = {name: backup[name] for name in backup}
+                arrays = dict(backup)
             record = json.loads(str(arrays["record"]))
-            for name, value in self.settings.items():
-                if record["settings"].get(name) != value:
-                    return (
-                        f"{name} was {record['settings'].get(name)}, now it is {value}"
-                    )
-            state = [arrays[f"state_{n}"] for n in range(len(self.variables()))]
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-            return f"it cannot be read ({error})"
-        for variable, value in zip(self.variables(), state, strict=True):
+            for name, new in self.settings.items():
+                if new != (old := record["settings"].get(name)):
+                    raise ValueError(f"{name} was {old}, now it is {new}")
+            state = [arrays[f"state_{n}"] for n in range(len(variables))]
+            best = [arrays[f"best_{n}"] for n in range(len(model.weights))]
+            if [x.shape for x in state] != [tuple(x.shape) for x in variables]:
+                raise ValueError("it is of another network")
+        except FileNotFoundError:
+            return ""
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            return f"Starting afresh, not from {self.backup_file}: {error}\n"
+        for variable, value in zip(variables, state, strict=True):
             variable.assign(value)
-        names = (f"best_{n}" for n in range(len(model.weights)))
-        self.best = [arrays[name] for name in names if name in arrays]
-        self.history = record["history"]
-        return None
+        self.best, self.history = best, record["history"]
+        self.skipped, self.restored = record["skipped"], len(self.history)
+        left = "going on" if self.restored < self.epochs else "raise EPOCHS to go on"
+        return f"{self.restored} of {self.epochs} epochs are done: {left}\n"
 
     def variables(self):
         return [*self.model.variables, *self.model.optimizer.variables]
@@ -445,8 +442,13 @@ class Recorder(keras.callbacks.Callback):
         return int(ops.convert_to_numpy(self.model.optimizer.iterations))
 
     def on_epoch_begin(self, epoch, logs=None):
+        if self.worker == 0 and len(self.history) == self.restored + 1:
+            left = self.epochs - epoch
+            minutes = left * self.history[-1]["seconds"] / 60
+            print(f"{left} epochs are left, some {minutes:.1f} minutes")
         share = min(1.0, (epoch + 0.5) / (0.5 * self.epochs))
-        self.model.get_layer("loss").kl_weight.assign(share * self.kl_weight)
+        kl_weight = share * self.settings["KL_WEIGHT"]
+        self.model.get_layer("loss").kl_weight.assign(kl_weight)
         self.start, self.steps = time.perf_counter(), self.count_steps()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -457,33 +459,35 @@ class Recorder(keras.callbacks.Callback):
             raise FloatingPointError("ten steps in a row had no finite gradients")
 
     def on_epoch_end(self, epoch, logs=None):
-        rate = self.model.optimizer.inner_optimizer.learning_rate
         row = {"epoch": epoch + 1, **{name: float(x) for name, x in logs.items()}}
         for name in ("", "val_"):
-            kl_loss = self.kl_weight * row[f"{name}kl_loss"]
+            kl_loss = self.settings["KL_WEIGHT"] * row[f"{name}kl_loss"]
             row[f"{name}loss"] = row[f"{name}reconstruction_loss"] + kl_loss
+        rate = self.model.optimizer.inner_optimizer.learning_rate
         row["learning_rate"] = float(ops.convert_to_numpy(rate))
         row["seconds"] = round(time.perf_counter() - self.start, 3)
-        lowest = min((line["val_loss"] for line in self.history), default=math.inf)
-        if row["val_loss"] < lowest:
+        if not math.isfinite(row["val_loss"]):
+            raise FloatingPointError("the loss of the held-out images is not finite")
+        if all(row["val_loss"] < other["val_loss"] for other in self.history):
             self.best = self.model.get_weights()
-        self.history.append(row)
-        record = {"settings": self.settings, "history": self.history}
+        history = [*self.history, row]
+        record = {"settings": self.settings, "history": history}
+        record["skipped"] = int(self.skipped)
         state = (ops.convert_to_numpy(variable) for variable in self.variables())
         arrays = {f"state_{n}": array for n, array in enumerate(state)}
         arrays |= {f"best_{n}": array for n, array in enumerate(self.best)}
-        if self.history_file:
+        if self.worker == 0:
+            lines = [history[0].keys(), *(row.values() for row in history)]
+            text = "".join(",".join(map(str, line)) + "\n" for line in lines)
             with replacing(self.history_file) as path:
-                with open(path, "w", encoding="utf-8", newline="") as file:
-                    writer = csv.DictWriter(file, list(row))
-                    writer.writeheader()
-                    writer.writerows(self.history)
-        with replacing(self.backup_file) as path:  # last: what it holds is on the disk
+                path.write_text(text, encoding="utf-8", newline="\n")
+        with replacing(self.backup_file) as path:
             np.savez(path, record=json.dumps(record), **arrays)
+        self.history = history  # only now is it kept
 
 
 def measure(encoder, decoder, batches, mean_image):
-    """Measure on held-out images what encoder and decoder keep of them.
+    """Measure what the saved models keep of held-out images, at z = z_mean.
 
     Args:
         encoder, decoder: the models as they are saved.
@@ -491,10 +495,10 @@ def measure(encoder, decoder, batches, mean_image):
         mean_image: float32 (H, W, C) in 0..1, the reconstruction that knows nothing.
 
     Returns:
-        A dict of figures, those of the decoded images at z = z_mean: cross-entropies in
-        nats per value, the lowest being that of the images themselves; PSNR in dB; KL
-        in nats per image; the variance of the Laplacian, decoded over real; the share
-        of codes within the square of the latent grid, in the two latents of most KL.
+        A dict of figures: cross-entropies in nats per value, the lowest being that of
+        the images themselves; PSNR in dB; KL in nats per image; sharpness, the variance
+        of the Laplacian, decoded over real; the share of codes within the square of the
+        latent grid, in the two latents of most KL.
     """
 
     def cross_entropy(images, decoded):
@@ -508,10 +512,12 @@ def measure(encoder, decoder, batches, mean_image):
     for images in batches:
         z_mean, z_log_var = encoder(images)
         decoded = decoder(z_mean)
+        found, lowest = cross_entropy(images, decoded), cross_entropy(images, images)
         row = {
-            "cross_entropy": cross_entropy(images, decoded),
+            "cross_entropy": found,
             "cross_entropy_mean_image": cross_entropy(images, 0 * images + mean_image),
-            "cross_entropy_lowest": cross_entropy(images, images),
+            "cross_entropy_lowest": lowest,
+            "cross_entropy_excess": found - lowest,
             "psnr": tf.image.psnr(images, decoded, 1.0),
             "ssim": tf.image.ssim(images, decoded, 1.0, filter_size=7),
             "sharpness": edges(decoded),
@@ -563,138 +569,151 @@ def plot_reconstructions(path, images, decoded):
         figure.savefig(temporary, format="png")
 
 
-def save_models(folder, encoder, decoder):
-    """Save both models under a common id, made of their weights, which is returned."""
+def save_models(folder, encoder, decoder, settings, figures):
+    """Save both models under an id made of their weights, and what is known of them."""
     weights = [*encoder.get_weights(), *decoder.get_weights()]
     digest = hashlib.sha256(b"".join(weight.tobytes() for weight in weights))
     model_id = digest.hexdigest()[:8]
     encoder.name, decoder.name = f"encoder_{model_id}", f"decoder_{model_id}"
-    with (
-        replacing(folder / "encoder.keras") as encoder_file,
-        replacing(folder / "decoder.keras") as decoder_file,
-    ):
-        encoder.save(encoder_file)
-        decoder.save(decoder_file)
-    return model_id
-
-
-def finish(folder, figure_dir, recorder, encoder, decoder, held_out, mean_image):
-    """Measure the model, write what a training leaves behind, and say how good it is.
-
-    Args:
-        folder, figure_dir: where files go, as Paths.
-        recorder: of the training.
-        encoder, decoder: as they are saved, with the weights of the best epoch.
-        held_out: dataset of float32 (B, H, W, C) in 0..1.
-        mean_image: of the training rows, float32 (H, W, C) in 0..1.
-    """
-    history, values = recorder.history, mean_image.size
-    best = min(history, key=lambda row: row["val_loss"])
-    elbo = -values * best["val_reconstruction_loss"] - best["val_kl_loss"]
-    figures = {
-        "epoch": best["epoch"],
-        "epochs": len(history),
-        "seconds": sum(row["seconds"] for row in history),
-        "skipped_steps": recorder.skipped,
-        "beta": recorder.settings["KL_WEIGHT"] * values,
-        "elbo": elbo,
-        "bits_per_value": -elbo / values / math.log(2),
-        **measure(encoder, decoder, held_out, mean_image),
-    }
-    first = next(iter(held_out))[:20:2].numpy()  # every other row may be a mirror
-    decoded = np.asarray(decoder(encoder(first)[0]))
-    plot_loss(figure_dir / "loss.png", history)
-    plot_reconstructions(figure_dir / "reconstructions.png", first, decoded)
     summary = {
-        "model_id": save_models(folder, encoder, decoder),
-        "settings": recorder.settings,
+        "model_id": model_id,
+        "settings": settings,
         "figures": figures,
         "versions": {module.__name__: module.__version__ for module in (np, keras, tf)},
         "python": platform.python_version(),
     }
-    with replacing(folder / "summary.json") as path:
-        path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(summary, indent=2) + "\n"
+    with (
+        replacing(folder / "encoder.keras") as encoder_file,
+        replacing(folder / "decoder.keras") as decoder_file,
+        replacing(folder / "summary.json") as summary_file,
+    ):
+        encoder.save(encoder_file)
+        decoder.save(decoder_file)
+        summary_file.write_text(text, encoding="utf-8", newline="\n")
 
-    print(
-        "Held-out images, in nats per value, nats per image (kl, elbo) and dB (psnr):"
-    )
+
+def report(recorder, rows, values, measured):
+    """Print how good the best epoch is, and return it as a dict.
+
+    An epoch trains on that many rows, an image has that many values, H * W * C, and
+    measured is what its weights reached on the held-out images.
+    """
+    best = min(recorder.history, key=lambda row: row["val_loss"])
+    elbo = -values * best["val_reconstruction_loss"] - best["val_kl_loss"]
+    seconds = [row["seconds"] for row in recorder.history]
+    figures = {
+        "epoch": best["epoch"],
+        "epochs": len(seconds),
+        "seconds": sum(seconds),
+        "images_per_second": rows / float(np.median(seconds)),
+        "skipped_steps": recorder.skipped,
+        "beta": recorder.settings["KL_WEIGHT"] * values,
+        "elbo": elbo,
+        "bits_per_value": -elbo / values / math.log(2),
+        **measured,
+    }
+    units = dict.fromkeys(("elbo", "kl", "kl_per_latent"), "nats per image")
+    units |= {"psnr": "dB", "seconds": "s"}
+    print("The best epoch, on the held-out images:")
     for name, value in figures.items():
-        print(f"{name + ':':26}{value if type(value) is list else f'{value:.6g}'}")
-    inside = figures["share_in_grid"]
+        unit = "nats per value" if "cross_entropy" in name else units.get(name, "")
+        value = value if type(value) is list else f"{value:.6g}"
+        print(f"{name + ':':26}{value} {unit}".rstrip())
+    if measured["cross_entropy"] > measured["cross_entropy_mean_image"]:
+        print("It is worse than the mean image: raise EPOCHS, or lower LEARNING_RATE")
+    inside = measured["share_in_grid"]
     if not 0.6 < inside < 0.97:
         verb = "Raise" if inside < 0.6 else "Lower"
-        print(
-            f"{verb} KL_WEIGHT to bring share_in_grid nearer to 0.81, a normal's share"
-        )
+        print(f"{verb} KL_WEIGHT to bring share_in_grid nearer to 0.81, a normal's")
+    return figures
+
+
+def build_models(sizes, settings, steps, strategy):
+    """Build the encoder, the decoder to logits, and the compiled model of both."""
+    keras.utils.set_random_seed(settings["SEED"])
+    keras.config.set_dtype_policy(settings["PRECISION"])
+    weight, seed = settings["KL_WEIGHT"], settings["SEED"]
+    rate, replicas = settings["LEARNING_RATE"], strategy.num_replicas_in_sync
+    cluster = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    with strategy.scope():
+        encoder, decoder = build_encoder(*sizes), build_decoder(*sizes, training=True)
+        vae = build_vae(encoder, decoder, weight, seed, cluster)
+        vae.compile(build_optimizer(settings["OPTIMIZER"], rate, steps, replicas))
+        vae.optimizer.build(vae.trainable_variables)
+    return encoder, decoder, vae
 
 
 def train(images, mean_image, settings, epochs, folder, figure_dir):
-    """Train from where the backup stopped, if there is one, to the end.
+    """Train from where the backup stopped, if there is one, and write all files.
 
-    Args:
-        images: uint8 (N, H, W, C), mapped from the disk.
-        mean_image: of the rows to train on, float32 (H, W, C) in 0..1.
-        settings: {name: value} of all that a model depends on, but for epochs.
-        epochs: of the whole training.
-        folder, figure_dir: where files go, as Paths.
-
-    Raises:
-        FloatingPointError: The loss or the gradients do not stay finite.
-        ValueError: The workers of a cluster stopped after different epochs.
-        OSError: A file cannot be written.
+    images are uint8 (N, H, W, C), mean_image is the mean of those to train on, float32
+    (H, W, C) in 0..1, and settings are all that a model depends on, but for the epochs.
     """
     strategy, worker = choose_strategy()
-    replicas = strategy.num_replicas_in_sync
-    num_train = settings["num_train"]
+    replicas, num_train = strategy.num_replicas_in_sync, settings["num_train"]
+    num_held_out, shape = len(images) - num_train, images.shape[1:]
+    if num_held_out < replicas:
+        sys.exit(f"Found {num_held_out} rows to hold out, expected {replicas} or more.")
     batch_size = min(settings["BATCH_SIZE"], num_train // replicas) * replicas
-    steps = num_train // batch_size
-    keras.utils.set_random_seed(settings["SEED"])
-    keras.config.set_dtype_policy(settings["PRECISION"])
-    sizes = (*images.shape[2:], settings["LATENT_DIM"], settings["FILTERS"])
-    with strategy.scope():
-        encoder, decoder = build_encoder(*sizes), build_decoder(*sizes, training=True)
-        several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-        vae = build_vae(
-            encoder, decoder, settings["KL_WEIGHT"], settings["SEED"], several
-        )
-        names = (settings["OPTIMIZER"], settings["LEARNING_RATE"])
-        vae.compile(build_optimizer(*names, steps * epochs))
-        vae.optimizer.build(vae.trainable_variables)
-    device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-    print(
-        f"Training on {num_train} rows {images.shape[1:]}, {len(images) - num_train} "
-        f"held out: {vae.count_params():,} parameters, {steps} steps of {batch_size} "
-        f"images an epoch on {replicas} x {device}"
-    )
+    steps, chief = num_train // batch_size, worker == 0
+    sizes = (*shape[1:], settings["LATENT_DIM"], settings["FILTERS"])
+    encoder, decoder, vae = build_models(sizes, settings, steps * epochs, strategy)
     recorder = Recorder(folder, settings, epochs, worker)
-    problem = recorder.restore(vae)
+    text = recorder.restore(vae)
     done = len(recorder.history)
-    if problem:
-        print(f"Starting afresh, not from {recorder.backup_file}: {problem}")
-    elif done:
-        left = "going on" if done < epochs else "nothing is left; raise EPOCHS to go on"
-        print(f"{done} of {epochs} epochs are done: {left}")
+    if chief:
+        device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+        stages = len(plan_stages(shape[0], settings["FILTERS"])[0])
+        print(
+            f"Training on {num_train} rows of {' x '.join(map(str, shape))}, "
+            f"{num_held_out} held out: {vae.count_params():,} parameters in {stages} "
+            f"stages; {epochs} epochs of {steps} steps of {batch_size} images on "
+            f"{replicas} x {device}\n{text}",
+            end="",
+        )
+    if not same_everywhere(strategy, [settings, epochs, done]):
+        sys.exit(
+            f"The workers differ: this one has done {done} of {epochs} epochs. "
+            "Give all the same script and array, and copies of the newest backup*.npz."
+        )
     training, held_out = make_datasets(
         images, num_train, batch_size, settings["SEED"], done, replicas
     )
-    if done < epochs:
-        vae.fit(
-            training,
-            shuffle=False,
-            steps_per_epoch=steps,
-            initial_epoch=done,
-            epochs=epochs,
-            validation_data=held_out,
-            callbacks=[recorder],
-            verbose=1 if sys.stdout.isatty() else 2,
-        )
-    if not recorder.best:
-        raise FloatingPointError("the held-out loss was never finite")
+    first = images[num_train:][:20:2] / np.float32(255)  # every other may be a mirror
+
+    def draw(epoch=0, logs=None):
+        if chief and epoch % 5 == 0:
+            decoded = np.asarray(ops.sigmoid(decoder(encoder(first)[0])))
+            plot_loss(figure_dir / "loss.png", recorder.history)
+            plot_reconstructions(figure_dir / "reconstructions.png", first, decoded)
+
+    try:
+        if done < epochs:
+            vae.fit(
+                training,
+                shuffle=False,
+                steps_per_epoch=steps,
+                initial_epoch=done,
+                epochs=epochs,
+                validation_data=held_out,
+                callbacks=[recorder, keras.callbacks.LambdaCallback(on_epoch_end=draw)],
+                verbose=(1 if sys.stdout.isatty() else 2) if chief else 0,
+            )
+    except KeyboardInterrupt:
+        done = len(recorder.history)
+        print(f"\n{done} of {epochs} epochs are done.", file=sys.stderr)
+        raise
     vae.set_weights(recorder.best)
-    if worker == 0:
+    if chief:
         stock = build_decoder(*sizes, training=False)
         stock.set_weights(decoder.get_weights())
-        finish(folder, figure_dir, recorder, encoder, stock, held_out, mean_image)
+        figures = measure(encoder, stock, held_out, mean_image)
+        figures = report(recorder, steps * batch_size, mean_image.size, figures)
+        save_models(folder, encoder, stock, settings, figures)
+        draw()
+        print(f"Wrote {figure_dir / 'loss.png'} and {figure_dir}/reconstructions.png")
+        print(f"Wrote {folder / 'encoder.keras'} and {folder / 'decoder.keras'}")
 
 
 def check(good, text):
@@ -709,24 +728,24 @@ def main():
     names = "LATENT_DIM, EPOCHS, BATCH_SIZE, VALIDATION_IMAGES, SEED"
     whole = all(type(number) is int for number in numbers)
     check(whole, f"{names} = {numbers}: expected whole numbers")
-    numbers = (int, float)
     check(LATENT_DIM in range(2, 1025), f"{LATENT_DIM = }: expected 2 to 1024")
-    check(FILTERS and type(FILTERS) is tuple, f"{FILTERS = }: expected a tuple")
-    wide = all(type(n) is int and 0 < n < 4097 for n in FILTERS)
-    check(wide, f"{FILTERS = }: expected channels, such as (32, 64, 128, 256)")
-    weight = type(KL_WEIGHT) in numbers and KL_WEIGHT >= 0
-    check(weight, f"{KL_WEIGHT = }: expected a number from 0 up")
-    check(EPOCHS in range(1, 10**6), f"{EPOCHS = }: expected 1 or more")
-    check(BATCH_SIZE in range(1, 10**5), f"{BATCH_SIZE = }: expected 1 or more")
+    good = type(FILTERS) in (tuple, list) and len(FILTERS) > 0
+    good = good and all(type(n) is int and 0 < n < 4097 for n in FILTERS)
+    check(good, f"{FILTERS = }: expected channels, such as (32, 64, 128, 256)")
+    good = type(KL_WEIGHT) in (int, float) and KL_WEIGHT >= 0
+    check(good, f"{KL_WEIGHT = }: expected a number from 0 up")
+    check(EPOCHS > 0, f"{EPOCHS = }: expected 1 or more")
+    check(BATCH_SIZE > 0, f"{BATCH_SIZE = }: expected 1 or more")
     names = ("adam", "rmsprop", "sgd")
     check(OPTIMIZER in names, f"{OPTIMIZER = }: expected one of {names}")
-    rate = LEARNING_RATE is None or type(LEARNING_RATE) in numbers and LEARNING_RATE > 0
-    check(rate, f"{LEARNING_RATE = }: expected None or a number above 0")
-    even = VALIDATION_IMAGES in range(2, 10**9, 2)
-    check(even, f"{VALIDATION_IMAGES = }: expected an even number from 2 up")
+    good = type(LEARNING_RATE) in (int, float) and LEARNING_RATE > 0
+    good = good or LEARNING_RATE is None
+    check(good, f"{LEARNING_RATE = }: expected None or a number above 0")
+    good = VALIDATION_IMAGES > 0 and VALIDATION_IMAGES % 2 == 0
+    check(good, f"{VALIDATION_IMAGES = }: expected an even number from 2 up")
     names = ("float32", "mixed_bfloat16")
     check(PRECISION in names, f"{PRECISION = }: expected one of {names}")
-    check(SEED in range(2**32), f"{SEED = }: expected a whole number from 0 up")
+    check(SEED in range(2**32), f"{SEED = }: expected 0 to 2**32 - 1")
 
     path, folder, figure_dir = Path(INPUT_FILE), Path(MODEL_DIR), Path(FIGURE_DIR)
     try:
@@ -752,19 +771,21 @@ def main():
         "SEED": SEED,
     }
     if num_train < BATCH_SIZE:
-        print(
-            f"Only {num_train} rows to train on: a batch is as large, not {BATCH_SIZE}"
-        )
+        print(f"{BATCH_SIZE = } is more than {num_train} rows: a batch has them all")
     try:
+        for place in (folder, figure_dir):  # fail now rather than after an epoch
+            place.mkdir(parents=True, exist_ok=True)
         train(images, mean_image, settings, EPOCHS, folder, figure_dir)
     except FloatingPointError as error:
         remedy = "Lower LEARNING_RATE; earlier models are as they were."
         sys.exit(f"Stopped: {error}. {remedy}")
+    except tf.errors.OpError as error:
+        reason = error.message.strip().partition("\n")[0]
+        remedy = "If memory ran out, lower BATCH_SIZE; then start all workers again."
+        sys.exit(f"Stopped: {reason}. {remedy}")
     except OSError as error:
-        name = error.filename or folder.resolve()
+        name = Path(error.filename or folder).resolve()
         sys.exit(f"Cannot write {name}: {error.strerror}. Mend it and run again.")
-    print(f"Wrote {figure_dir / 'loss.png'} and {figure_dir / 'reconstructions.png'}")
-    print(f"Wrote {folder / 'encoder.keras'} and {folder / 'decoder.keras'}")
 
 
 if __name__ == "__main__":

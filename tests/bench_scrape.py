@@ -106,7 +106,7 @@ def main():
 
     with dead_host() as dead:
         for share, places in (("none", []), ("one in five", [dead])):
-            with Gallery(hosts[:5] if not places else hosts[:5]) as gallery:
+            with Gallery(hosts[:5]) as gallery:
                 gallery.add(NUM_SAVED, hosts=gallery.addresses[1:] + places)
                 reachable = sum(
                     not each["url"].startswith(dead) for each in gallery.items

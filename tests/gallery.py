@@ -209,8 +209,8 @@ class Gallery:
         Modes: "ok"; a number, an HTTP status; (status, Retry-After); "empty", nothing
         found; "blank", an empty body; "malformed"; "half"; "other shape"; "error", one
         with status 200; "odd", one broken item first; "repeat", the first page always;
-        "slow", 10 s; "silent", never; "quota", none left; "captcha"; "consent";
-        "script".
+        "slow", 10 s; "silent", never; "short", cut short; "quota", none left;
+        "captcha"; "consent"; "script".
         """
         headers = {}
         if engine == "openverse":
@@ -247,6 +247,8 @@ class Gallery:
             )
         if mode == "blank":
             body = b""
+        if mode == "short":
+            return stream(self, handler, body, times=1, length=len(body) + 9)
         send(handler, body, status, kind, headers)
 
 
@@ -503,7 +505,7 @@ def fault_headers(gallery, handler, name):
     handler.send_response_only(200)
     handler.flush_headers()
     for number in range(1000):
-        if gallery.closing.wait(0.2):
+        if gallery.closing.wait(1):
             return
         handler.wfile.write(b"X-Header-%d: x\r\n" % number)
 
@@ -529,6 +531,11 @@ def fault_moved(gallery, handler, name):
     handler.send_response(302)
     handler.send_header("Location", f"/faults/plain_{name}")
     stream(gallery, handler, bytes(100_000), times=10**9, status=None)
+
+
+def fault_latin(gallery, handler, name):
+    """A redirect to an address that is not in UTF-8."""
+    send(handler, b"", 302, headers={"Location": "/faults/plain_\xfc"})
 
 
 def fault_noai(gallery, handler, name):
@@ -570,7 +577,11 @@ def main():
     import draw_athletes  # beside this file; only by hand
 
     started = time.perf_counter()
-    with Gallery(port=PORT) as gallery:
+    try:
+        gallery = Gallery(port=PORT)
+    except OSError as error:
+        sys.exit(f"Cannot serve at port {PORT}: {error.strerror}. Set PORT to another.")
+    with gallery:
         for number in range(NUM_IMAGES):
             factors = draw_athletes.draw_factors(1, number)
             picture = draw_athletes.draw_picture(factors, 320, 320)

@@ -108,6 +108,7 @@ def test_faults_of_images(tmp_path, gallery):
         good + "/faults/once_429_1.jpg": ".jpg",
         good + "/faults/once_503_1.jpg": ".jpg",
         good + "/faults/once_500.jpg": ".jpg",
+        good + "/faults/latin.jpg": ".jpg",
     }
     failed = {
         good + "/faults/status_404.jpg": "HTTP 404",
@@ -137,6 +138,8 @@ def test_faults_of_images(tmp_path, gallery):
         sick + "/faults/status_503_1.jpg",
         good + "/faults/short.jpg",
         hasty + "/faults/drop.jpg",
+        hasty + "/faults/status_429_" + "9" * 5000 + ".jpg",
+        sick + "/faults/status_503_Fri, 31 Dec 999999 23:59:59 GMT.jpg",
         closed_port() + "/x.jpg",
         "http://no-such-host.invalid/x.jpg",
     ]
@@ -162,8 +165,8 @@ def test_faults_of_images(tmp_path, gallery):
     assert gallery.asked("/faults/once_429_1") == 2
     assert gallery.asked("/faults/plain_3.png?sig=a%2Fb&w=9") == 1
     summary = next(line for line in result.stdout.splitlines() if "commons" in line)
-    for count in ("saved 51", "duplicate 1", "too small 1", "broken 4", "HTTP 404 1",
-                  "HTTP 429 2", "HTTP 500 1", "HTTP 503 1", "noai 1"):  # fmt: skip
+    for count in ("saved 52", "duplicate 1", "too small 1", "broken 4", "HTTP 404 1",
+                  "HTTP 429 3", "HTTP 500 1", "HTTP 503 2", "noai 1"):  # fmt: skip
         assert count in summary
     # What failed for good is not asked again; the rest is.
     del gallery.requests[:]
@@ -197,13 +200,16 @@ def test_private_addresses_are_refused_on_the_socket(tmp_path, gallery, monkeypa
     urls += [f"http://localhost:{port}/pictures/00000.jpg"]  # a name that leads here
     urls += [f"http://[::ffff:127.0.0.1]:{port}/pictures/00000.jpg"]
     urls += [f"https://127.0.0.1:{port}/pictures/00000.jpg"]  # before any handshake
+    urls += [f"http://2130706433:{port}/pictures/00000.jpg"]  # the same in one number
+    urls += [f"http://[::1]:{port}/x.jpg", "http://10.0.0.1/x.jpg"]
+    urls += ["http://169.254.169.254/latest/meta-data"]
     (tmp_path / "urls.txt").write_text("\n".join(urls))
     edits = {"ENGINES": ("urls",), "URL_FILE": "urls.txt", "ALLOW_PRIVATE_HOSTS": False}
     result = crawl(tmp_path, gallery, **edits)
     assert result.returncode == 1
     assert gallery.requests == []
     reasons = [line["reason"] for line in read(tmp_path, "failed.jsonl")]
-    assert len(reasons) == 6
+    assert len(reasons) == 10
     assert all("not a public address" in reason for reason in reasons)
     # A server on the web (reached by a proxy, as there is no web here) leads us home.
     monkeypatch.setenv("HTTP_PROXY", gallery.address)
@@ -214,6 +220,45 @@ def test_private_addresses_are_refused_on_the_socket(tmp_path, gallery, monkeypa
     assert gallery.asked("/pictures/private") == 0
     assert [line["url"] for line in read(tmp_path)] == urls[1:]
     assert "not a public" in read(tmp_path, "failed.jsonl")[-1]["reason"]
+    # Nor is the proxy asked for an address that is private by its numbers.
+    monkeypatch.delenv("NO_PROXY")
+    del gallery.requests[:]
+    (tmp_path / "urls.txt").write_text("http://10.1.2.3/faults/plain_2")
+    crawl(tmp_path, gallery, **edits)
+    assert gallery.requests == []
+
+
+def test_bounds_hold_behind_a_proxy(tmp_path, gallery, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", gallery.address)
+    names = ("drip", "headers", "endless", "plain_1")
+    urls = [f"http://web.example/faults/{name}" for name in names]
+    (tmp_path / "urls.txt").write_text("\n".join(urls))
+    edits = {"ENGINES": ("urls",), "URL_FILE": "urls.txt", "ALLOW_PRIVATE_HOSTS": False}
+    assert crawl(tmp_path, gallery, **edits).returncode == 0
+    assert [line["url"] for line in read(tmp_path)] == urls[3:]
+    reasons = {line["url"]: line["reason"] for line in read(tmp_path, "failed.jsonl")}
+    assert "took too long" in reasons[urls[0]]
+    assert "took too long" in reasons[urls[1]]
+    assert "more than 2000000 bytes" in reasons[urls[2]]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_odd_in_a_picture_or_a_title_is_passed_on(tmp_path, gallery):
+    gallery.add(1, title="Half a \ud800 character", creator="R&D <b>~x~</b> $1")
+    gallery.items.append({"url": gallery.address + "/faults/\ud800"})
+    file = io.BytesIO()
+    pages = [Image.new("RGB", (160, 160), colour) for colour in ("red", "blue")]
+    pages[0].save(file, "MPO", save_all=True, append_images=pages[1:])
+    data = file.getvalue()[:-100]
+    place = data.index(b"MPF\0") + 8  # Pillow warns of these
+    gallery.pictures["/odd"] = data[:place] + b"\xff" * 4 + data[place + 4 :]
+    gallery.items.append({"url": gallery.address + "/odd"})
+    result = crawl(tmp_path, gallery)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert pictures(tmp_path) == ["000001.jpg", "000002.jpg"]
+    text = raw(tmp_path, "CREDITS.md").read_text(encoding="utf-8")
+    assert "Half a character" in text
+    assert r"R\&D \~x\~ \$1" in text
 
 
 def test_private_addresses_are_refused_by_default():
@@ -238,6 +283,7 @@ def test_private_addresses_are_refused_by_default():
         ("commons", 403, "refused: HTTP 403"),
         ("commons", 500, "refused: HTTP 500"),
         ("commons", (503, "999"), "refused: HTTP 503"),
+        ("commons", "short", "unreadable: cut short"),
         ("openverse", "silent", "unreachable"),
         ("openverse", "empty", "answered but empty"),
         ("openverse", "half", "unreadable"),
@@ -352,6 +398,28 @@ def test_an_engine_that_repeats_itself_is_left(tmp_path, gallery, engine):
     assert crawl(tmp_path, gallery, ENGINES=(engine,)).returncode == 0
     assert len(pictures(tmp_path)) == 30
     assert len(gallery.requests) - gallery.asked("/pictures/") == 4
+
+
+def test_a_page_that_was_waited_for_comes_in_the_second_round(tmp_path, gallery):
+    gallery.add(60, keyword="a")
+    gallery.add(5, start=100, keyword="b")
+    gallery.delay = 0.1
+    address = gallery.address.replace("127.0.0.1", "localhost") + "/w/api.php"
+    edits = {"ENDPOINTS": {"commons": address}, "HOST_DELAY": {"localhost": 3}}
+    edits |= {"KEYWORDS": ("a", "b"), "MAX_NUM": 64}
+    assert crawl(tmp_path, gallery, **edits).returncode == 0
+    assert len(pictures(tmp_path)) == 64  # 50 of "a" are on its first page
+    assert gallery.asked("/w/api.php") == 3
+
+
+def test_what_an_engine_listed_is_fetched_though_it_refuses_later(tmp_path, gallery):
+    gallery.add(30, keyword="a")
+    gallery.modes["commons"] = ["ok", 403]
+    result = crawl(tmp_path, gallery, KEYWORDS=("a", "b"), MAX_NUM=24)
+    assert result.returncode == 0
+    assert len(pictures(tmp_path)) == 24
+    assert 'commons "b": saved 0' in result.stdout
+    assert "refused: HTTP 403" in result.stdout
 
 
 def test_budget_and_daily_quota(tmp_path, gallery):
@@ -557,6 +625,40 @@ def test_a_folder_of_drawn_athletes_is_refused(tmp_path, gallery):
     assert [path.name for path in raw(tmp_path).iterdir()] == ["factors.csv"]
 
 
+def test_one_run_at_a_time(tmp_path, gallery):
+    pytest.importorskip("fcntl")
+    gallery.add(40)
+    gallery.delay = 0.2
+    settings = {**QUICK, "ENDPOINTS": gallery.endpoints}
+    copy = copy_script("scrape.py", tmp_path, **settings)
+    process = subprocess.Popen([sys.executable, copy.name], cwd=tmp_path)
+    wait_for(lambda: list(raw(tmp_path).glob("0*")))
+    result = crawl(tmp_path, gallery)
+    assert process.poll() is None  # the first one is still at work
+    assert result.returncode == 1
+    assert f"Another scrape.py is at work in {raw(tmp_path)}" in result.stderr
+    assert process.wait(timeout=20) == 0
+    assert len(pictures(tmp_path)) == len(read(tmp_path)) == 40
+
+
+def test_odd_lines_and_names_in_the_folder(tmp_path, gallery):
+    gallery.add(3)
+    raw(tmp_path).mkdir(parents=True)
+    lines = [{"sha256": "x"}, {"file": "000007.jpg", "url": 5, "title": 6}, [1], {}]
+    lines += [{"file": "000008.jpg", "page_url": 7, "license_url": ["x"]}]
+    text = "\n".join(map(json.dumps, lines)) + "\nnot json\n"
+    raw(tmp_path, "manifest.jsonl").write_text(text)
+    raw(tmp_path, "000008.jpg").write_bytes(make_picture(77))
+    with contextlib.suppress(OSError):  # a name in another encoding
+        path = os.fsencode(raw(tmp_path)) + b"/caf\xe9.jpg"
+        with open(path, "wb") as file:
+            file.write(make_picture(78))
+    result = crawl(tmp_path, gallery)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert raw(tmp_path, "000009.jpg").exists()
+    assert raw(tmp_path, "CREDITS.md").exists()
+
+
 @pytest.mark.parametrize("cut", [1, 30])
 def test_a_torn_line_is_healed(tmp_path, gallery, cut):
     gallery.add(6)
@@ -659,6 +761,8 @@ def test_disk_full(tmp_path, gallery):
         assert "No space left on device" in result.stderr
         assert "Traceback" not in result.stderr
         assert len(pictures(tmp_path)) > 5
+        for path in raw(tmp_path).glob(".*.part"):  # none is half
+            Image.open(path).load()
         assert gallery.asked("/pictures/") < 100
         # With room again it goes on, and every line and picture is whole.
         subprocess.run(
@@ -730,6 +834,18 @@ def test_a_terminal_gets_a_live_line(tmp_path, gallery):
         ("HOST_DELAY", None),
         ("DOWNLOADER_THREADS", 0),
         ("MAX_BYTES", "20 MB"),
+        ("OUT_DIR", ""),
+        ("OUT_DIR", None),
+        ("KEYWORDS", ("a", 5)),
+        ("ENGINES", 5),
+        ("LICENSE", ["commercial"]),
+        ("MAX_NUM", "1000"),
+        ("MIN_SIZE", (128, "a")),
+        ("REQUEST_TIMEOUT", 1e20),
+        ("DEFAULT_DELAY", "fast"),
+        ("ALLOW_PRIVATE_HOSTS", "False"),
+        ("PAGE_BUDGET", {"commons": "many"}),
+        ("ENDPOINTS", {"commons": "http://["}),
         ("ENDPOINTS", {}),
     ],
 )
@@ -742,10 +858,14 @@ def test_settings_are_checked_first(tmp_path, gallery, name, value):
     assert gallery.requests == []
 
 
-def test_a_missing_list_is_spoken_of(tmp_path, gallery):
+@pytest.mark.parametrize("data", [None, b"caf\xe9", b'{"url": 5}\n{"torn'])
+def test_a_list_that_cannot_be_read_is_spoken_of(tmp_path, gallery, data):
+    if data:
+        (tmp_path / "list.txt").write_bytes(data)
     result = crawl(tmp_path, gallery, ENGINES=("urls",), URL_FILE="list.txt")
     assert result.returncode == 1
     assert str(tmp_path / "list.txt") in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent there")

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,10 @@ from PIL import Image
 
 train_vae = load_script("train_vae.py")
 keras, tf = train_vae.keras, train_vae.tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+two = [tf.config.LogicalDeviceConfiguration(), tf.config.LogicalDeviceConfiguration()]
+tf.config.set_logical_device_configuration(cpu, two)  # for MirroredStrategy
 
 FILTERS = (4, 8, 8, 16)
 
@@ -45,7 +50,7 @@ def prepare(folder, images):
 
 def small(**edits):
     """Return settings that train within seconds."""
-    return {"FILTERS": FILTERS, "EPOCHS": 2, "BATCH_SIZE": 16, **edits}
+    return {"FILTERS": FILTERS, "EPOCHS": 6, "BATCH_SIZE": 16, **edits}
 
 
 def read_history(folder):
@@ -171,12 +176,13 @@ def test_log_variance_is_bounded():
     assert z_log_var.tolist() == [[10, 10]]
 
 
-def build(side=28, channels=1, learning_rate=None, steps=300):
+def build(filters=FILTERS, replicas=1):
     keras.utils.set_random_seed(0)
-    encoder = train_vae.build_encoder(side, channels, 2, FILTERS)
-    decoder = train_vae.build_decoder(side, channels, 2, FILTERS, training=True)
+    encoder = train_vae.build_encoder(28, 1, 2, filters)
+    decoder = train_vae.build_decoder(28, 1, 2, filters, training=True)
     vae = train_vae.build_vae(encoder, decoder, 5e-4, 0)
-    vae.compile(train_vae.build_optimizer("adam", learning_rate, steps))
+    vae.compile(train_vae.build_optimizer("adam", None, 300, replicas))
+    vae.optimizer.build(vae.trainable_variables)
     return vae, encoder, decoder
 
 
@@ -199,14 +205,14 @@ def test_some_hundred_steps_learn_a_few_images():
     p = np.clip(images, 1e-7, 1 - 1e-7)
     floor = -np.mean(p * np.log(p) + (1 - p) * np.log(1 - p))
     before = vae.evaluate(images, verbose=0, return_dict=True)["reconstruction_loss"]
-    vae.fit(images, batch_size=16, epochs=300, verbose=0)
+    steps = tf.data.Dataset.from_tensor_slices(images).batch(16).repeat(300)
+    vae.fit(steps, verbose=0)
     after = vae.evaluate(images, verbose=0, return_dict=True)["reconstruction_loss"]
     assert after - floor < (before - floor) / 2
 
 
 def test_the_kl_weight_rises_in_the_first_half_and_the_record_has_the_whole(tmp_path):
     vae, _, _ = build()
-    vae.optimizer.build(vae.trainable_variables)
     recorder = train_vae.Recorder(tmp_path, {"KL_WEIGHT": 5e-4}, 10)
     recorder.set_model(vae)
     weights = []
@@ -222,7 +228,6 @@ def test_the_kl_weight_rises_in_the_first_half_and_the_record_has_the_whole(tmp_
 
 def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path):
     vae, _, _ = build()
-    vae.optimizer.build(vae.trainable_variables)
     recorder = train_vae.Recorder(tmp_path, {"KL_WEIGHT": 5e-4}, 10)
     recorder.set_model(vae)
     recorder.on_epoch_begin(0)
@@ -245,6 +250,93 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path):
         for _ in range(10):
             vae.train_on_batch(bad)
             recorder.on_train_batch_end(0)
+
+
+def test_a_step_that_is_not_finite_on_one_device_is_left_out_on_all():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        vae, _, _ = build(replicas=2)
+    images = draw_images(16, 28, 1) / np.float32(255)
+    bad = np.where(np.arange(16)[:, None, None, None] == 12, np.nan, images)
+    weights = vae.get_weights()
+    vae.fit(tf.data.Dataset.from_tensor_slices(bad).batch(16), verbose=0)
+    for old, new in zip(weights, vae.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    vae.fit(tf.data.Dataset.from_tensor_slices(images).batch(16), verbose=0)
+    assert (vae.get_weights()[0] != weights[0]).any()
+    assert all(np.isfinite(weight).all() for weight in vae.get_weights())
+
+
+def test_gradients_of_all_devices_together_are_clipped_to_one():
+    for replicas in (1, 2):
+        optimizer = train_vae.build_optimizer("adam", None, 300, replicas)
+        assert optimizer.inner_optimizer.global_clipnorm * replicas == 1
+
+
+def test_a_backup_brings_everything_back_or_says_why_not(tmp_path):
+    vae, _, _ = build()
+    settings = {"KL_WEIGHT": 5e-4, "SEED": 0}
+    first = train_vae.Recorder(tmp_path, settings, 10)
+    assert first.restore(vae) == ""
+    first.on_epoch_begin(0)
+    vae.train_on_batch(draw_images(16, 28, 1) / np.float32(255))
+    first.skipped = 3
+    for epoch, loss in enumerate((0.5, 0.4, 0.6)):
+        logs = {"reconstruction_loss": loss, "kl_loss": 2.0}
+        first.on_epoch_end(epoch, logs | {f"val_{x}": y for x, y in logs.items()})
+        vae.get_layer("loss").kl_weight.assign(epoch + 1)  # a mark of the epoch
+    first.on_epoch_end(3, logs | {f"val_{x}": y for x, y in logs.items()})
+
+    other, _, _ = build()
+    second = train_vae.Recorder(tmp_path, settings, 10)
+    assert second.restore(other) == "4 of 10 epochs are done: going on\n"
+    assert (second.skipped, second.history) == (3, first.history)
+    for old, new in zip(first.variables(), second.variables(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    marks = [weight.ravel()[0] for weight in second.best if weight.ndim == 0]
+    assert marks == [1]  # the second epoch had the lowest loss
+    second.epochs = 4
+    assert "4 of 4 epochs are done: raise EPOCHS" in second.restore(other)
+
+    changed = train_vae.Recorder(tmp_path, {**settings, "SEED": 1}, 10)
+    assert "SEED was 0, now it is 1" in changed.restore(other)
+    wider, _, _ = build(filters=(8, 8))
+    text = train_vae.Recorder(tmp_path, settings, 10).restore(wider)
+    assert text.startswith("Starting afresh") and "another network" in text
+    first.backup_file.write_bytes(first.backup_file.read_bytes()[:-100])
+    text = train_vae.Recorder(tmp_path, settings, 10).restore(other)
+    assert text.startswith("Starting afresh") and str(first.backup_file) in text
+
+
+def test_a_full_disk_leaves_the_earlier_models_and_nothing_else(tmp_path):
+    resource = pytest.importorskip("resource")
+    _, encoder, _ = build()
+    decoder = train_vae.build_decoder(28, 1, 2, FILTERS, training=False)
+    train_vae.save_models(tmp_path, encoder, decoder, {}, {})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"encoder.keras", "decoder.keras", "summary.json"}
+    encoder.set_weights([weight + 1 for weight in encoder.get_weights()])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (100, 30_000):
+        assert size < len(before["decoder.keras"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            with pytest.raises(OSError):
+                train_vae.save_models(tmp_path, encoder, decoder, {}, {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_leftovers_of_killed_runs_are_cleared_and_others_stay(tmp_path):
+    for name in (".1-loss.png", ".2-loss.png", ".1-other.png"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / ".1-loss.png", (0, 0))
+    os.utime(tmp_path / ".1-other.png", (0, 0))
+    with train_vae.replacing(tmp_path / "loss.png") as path:
+        path.touch()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {".2-loss.png", ".1-other.png", "loss.png"}
 
 
 # ---------------------------------------------------------------------- the data
@@ -309,6 +401,8 @@ def test_measure_against_numpy():
     assert figures["cross_entropy_mean_image"] == pytest.approx(mean, rel=1e-5)
     lowest = cross_entropy(images)
     assert figures["cross_entropy_lowest"] == pytest.approx(lowest, rel=1e-4)
+    excess = cross_entropy(decoded) - lowest
+    assert figures["cross_entropy_excess"] == pytest.approx(excess, rel=1e-3)
     errors = np.mean((decoded - images) ** 2, axis=(1, 2, 3))
     assert figures["psnr"] == pytest.approx(np.mean(-10 * np.log10(errors)), rel=1e-5)
     kl = (z_mean**2 + np.exp(z_log_var) - 1 - z_log_var) / 2
@@ -324,16 +418,20 @@ def test_measure_against_numpy():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder in which two epochs were trained on 120 images, and what was printed."""
+    """A folder in which six epochs were trained on 400 images, and what was printed."""
     folder = tmp_path_factory.mktemp("trained")
-    prepare(folder, draw_images(120))
+    prepare(folder, draw_images(400))
     result = run_script("train_vae.py", folder, **small())
     assert result.returncode == 0
     return folder, result
 
 
+def read_summary(folder):
+    return json.loads((folder / "model/summary.json").read_text(encoding="utf-8"))
+
+
 def test_files_of_a_training(trained):
-    folder, result = trained
+    folder, _ = trained
     made = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
     assert made - {"train_vae.py", "data/images.npy"} == {
         "model/encoder.keras",
@@ -348,13 +446,13 @@ def test_files_of_a_training(trained):
     terms = ("loss", "reconstruction_loss", "kl_loss")
     names = {"epoch", "learning_rate", "seconds", *terms, *(f"val_{x}" for x in terms)}
     assert set(history[0]) == names
-    assert [row["epoch"] for row in history] == ["1", "2"]
+    assert [row["epoch"] for row in history] == list("123456")
     for row in history:
         parts = float(row["reconstruction_loss"]) + 5e-4 * float(row["kl_loss"])
         assert float(row["loss"]) == pytest.approx(parts, rel=1e-5)
-    summary = json.loads((folder / "model/summary.json").read_text())
+    summary = read_summary(folder)
     assert summary["settings"]["LATENT_DIM"] == 2
-    assert summary["settings"]["num_train"] == 108
+    assert summary["settings"]["num_train"] == 360
     best = min(history, key=lambda row: float(row["val_loss"]))
     values = 32 * 32 * 3
     elbo = -values * float(best["val_reconstruction_loss"]) - float(best["val_kl_loss"])
@@ -362,66 +460,85 @@ def test_files_of_a_training(trained):
     assert figures["elbo"] == pytest.approx(elbo)
     assert figures["bits_per_value"] == pytest.approx(-elbo / values / math.log(2))
     assert figures["beta"] == pytest.approx(5e-4 * values)
-    for name in ("cross_entropy", "psnr", "kl", "elbo", "share_in_grid"):
-        assert f"{name}:" in result.stdout
-    for name, size in (("loss", (1000, 400)), ("reconstructions", (12 * 32 // 2, 0))):
+    seconds = sorted(float(row["seconds"]) for row in history)
+    rate = 22 * 16 / (seconds[2] + seconds[3]) * 2
+    assert figures["images_per_second"] == pytest.approx(rate)
+    for name, size in (("loss", (1000, 400)), ("reconstructions", (10 * 128, 2 * 128))):
         with Image.open(folder / f"figures/{name}.png") as image:
             image.load()
             assert image.width >= size[0] and image.height >= size[1]
 
 
-def test_saved_models_load_in_a_process_that_knows_nothing_of_us(trained):
+def test_what_a_training_says(trained):
+    _, result = trained
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("Training on 360 rows of 32 x 32 x 3, 40 held out: ")
+    assert "18,196 parameters in 2 stages; 6 epochs of 22 steps of 16 im" in lines[0]
+    assert result.stdout.count("epochs are left, some ") == 1
+    assert "5 epochs are left, some " in result.stdout
+    units = {line.partition(":")[0]: line.rpartition(" ")[2] for line in lines}
+    for name in ("elbo", "kl", "kl_per_latent"):
+        assert units[name] == "image"
+    for name in ("cross_entropy", "cross_entropy_mean_image", "cross_entropy_excess"):
+        assert units[name] == "value"
+    assert (units["psnr"], units["seconds"]) == ("dB", "s")
+    for name in ("bits_per_value", "images_per_second", "share_in_grid", "ssim"):
+        assert name in units
+    assert lines[-1] == "Wrote model/encoder.keras and model/decoder.keras"
+
+
+def test_saved_models_need_nothing_of_ours(trained):
     folder, _ = trained
-    code = """
-import keras, numpy as np
-encoder = keras.saving.load_model("model/encoder.keras")
-decoder = keras.saving.load_model("model/decoder.keras")
-images = np.load("data/images.npy")[-12:] / np.float32(255)
-z_mean, z_log_var = encoder(images)
-p = np.clip(np.asarray(decoder(z_mean)), 1e-7, 1 - 1e-7)
-print(encoder.name, decoder.name, p.shape, p.dtype)
-print(-np.mean(images * np.log(p) + (1 - images) * np.log(1 - p)))
-"""
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=120, check=True
+    encoder = keras.saving.load_model(folder / "model/encoder.keras")
+    decoder = keras.saving.load_model(folder / "model/decoder.keras")
+    for layer in [*encoder.layers, *decoder.layers]:
+        assert type(layer).__module__.startswith("keras.")
+    summary = read_summary(folder)
+    assert encoder.name == f"encoder_{summary['model_id']}"
+    assert decoder.name == f"decoder_{summary['model_id']}"
+    images = np.load(folder / "data/images.npy")[-40:] / np.float32(255)
+    p = np.clip(np.asarray(decoder(encoder(images)[0])), 1e-7, 1 - 1e-7)
+    cross_entropy = -np.mean(images * np.log(p) + (1 - images) * np.log(1 - p))
+    expected = summary["figures"]["cross_entropy"]
+    assert cross_entropy == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_finished_training_heals_its_files_goes_on_and_survives_a_change(
+    trained, tmp_path
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained[0], folder)
+    backup_file, encoder_file = (
+        folder / f"model/{x}" for x in ("backup.npz", "encoder.keras")
     )
-    names, cross_entropy = result.stdout.strip().splitlines()
-    summary = json.loads((folder / "model/summary.json").read_text())
-    model_id = summary["model_id"]
-    expected = f"encoder_{model_id} decoder_{model_id} (12, 32, 32, 3) float32"
-    assert names == expected
-    figures = summary["figures"]
-    assert float(cross_entropy) == pytest.approx(figures["cross_entropy"], rel=1e-4)
-
-
-def test_a_finished_training_says_so_and_goes_on_with_more_epochs(trained):
-    folder, _ = trained
-    encoder = (folder / "model/encoder.keras").read_bytes()
-    (folder / "model/encoder.keras").write_bytes(b"half of a pair")
-    again = run_script("train_vae.py", folder, **small())
-    assert again.returncode == 0
-    assert "2 of 2 epochs are done" in again.stdout and "raise EPOCHS" in again.stdout
-    assert len(read_history(folder)) == 2
-    assert len((folder / "model/encoder.keras").read_bytes()) == len(encoder)
-    more = run_script("train_vae.py", folder, **small(EPOCHS=3))
-    assert "2 of 3 epochs are done: going on" in more.stdout
-    assert [row["epoch"] for row in read_history(folder)] == ["1", "2", "3"]
-
-
-def test_the_weights_of_the_best_epoch_are_saved(tmp_path):
-    prepare(tmp_path, draw_images(60))
-    assert run_script("train_vae.py", tmp_path, **small(EPOCHS=1)).returncode == 0
-    backup_file = tmp_path / "model/backup.npz"
+    size = encoder_file.stat().st_size
+    encoder_file.write_bytes(b"half of a pair")
     with np.load(backup_file) as backup:
         arrays = dict(backup)
-    for name in arrays:
-        if name.startswith("best_"):
-            arrays[name] = np.zeros_like(arrays[name])
-    np.savez(backup_file, **arrays)
-    assert run_script("train_vae.py", tmp_path, **small(EPOCHS=1)).returncode == 0
-    decoder = keras.saving.load_model(tmp_path / "model/decoder.keras")
+    best = {name for name in arrays if name.startswith("best_")}
+    marked = {name: np.zeros_like(arrays[name]) for name in best}
+    np.savez(backup_file, **{**arrays, **marked})
+    again = run_script("train_vae.py", folder, **small())
+    assert again.returncode == 0
+    assert "6 of 6 epochs are done: raise EPOCHS" in again.stdout
+    assert len(read_history(folder)) == 6
+    assert encoder_file.stat().st_size == size
+    decoder = keras.saving.load_model(folder / "model/decoder.keras")
     assert np.unique(decoder(np.ones((1, 2), "float32"))).tolist() == [0.5]
+
+    more = run_script("train_vae.py", folder, **small(EPOCHS=7))
+    assert more.returncode == 0 and "6 of 7 epochs are done: going on" in more.stdout
+    assert [row["epoch"] for row in read_history(folder)] == list("1234567")
+
+    models = {path: path.read_bytes() for path in folder.glob("model/*coder.keras")}
+    settings = small(OPTIMIZER="sgd", LEARNING_RATE=1e30)
+    hopeless = run_script("train_vae.py", folder, **settings)
+    assert "OPTIMIZER was adam, now it is sgd" in hopeless.stdout
+    assert hopeless.returncode == 1
+    assert "Lower LEARNING_RATE" in hopeless.stderr
+    assert len(hopeless.stderr.strip().splitlines()) == 1
+    assert models == {path: path.read_bytes() for path in models}
 
 
 def wait_for(condition, process, seconds=120):
@@ -432,19 +549,16 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.02)
 
 
-def start(folder, **edits):
+def start(folder, environment=None, **edits):
     copy_script("train_vae.py", folder, **edits)
-    command = [sys.executable, "train_vae.py"]
     return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "train_vae.py"],
+        cwd=folder,
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-
-
-def rows_so_far(folder):
-    try:
-        return len(read_history(folder))
-    except FileNotFoundError:
-        return 0
 
 
 def strip(history):
@@ -454,80 +568,50 @@ def strip(history):
     ]
 
 
-def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path):
-    settings = small(EPOCHS=6)
-    folders = [tmp_path / "whole", tmp_path / "killed"]
-    for folder in folders:
-        folder.mkdir()
-        prepare(folder, draw_images(400))
-    whole, killed = folders
-    assert run_script("train_vae.py", whole, **settings).returncode == 0
-    process = start(killed, **settings)
-    wait_for(lambda: rows_so_far(killed) >= 2, process)
-    process.kill()
-    process.communicate()
-    assert not (killed / "model/encoder.keras").exists()
-    resumed = run_script("train_vae.py", killed, **settings)
+def test_a_stopped_and_a_killed_training_go_on_as_if_nothing_had_been(
+    trained, tmp_path
+):
+    prepare(tmp_path, draw_images(400))
+    stopped = start(tmp_path, **small())
+    picture = tmp_path / "figures/reconstructions.png"  # drawn after the first epoch
+    wait_for(picture.exists, stopped)
+    stopped.send_signal(signal.SIGINT)
+    _, stderr = stopped.communicate(timeout=60)
+    done = len(read_history(tmp_path))
+    assert stopped.returncode == 130 and done < 6
+    assert f"{done} of 6 epochs are done." in stderr
+    assert "run again to go on" in stderr and "Traceback" not in stderr
+    assert not list(tmp_path.rglob(".*"))
+
+    killed = start(tmp_path, **small())
+    wait_for(lambda: len(read_history(tmp_path)) > done, killed)
+    killed.kill()
+    killed.communicate()
+    assert not (tmp_path / "model/encoder.keras").exists()
+
+    resumed = run_script("train_vae.py", tmp_path, **small())
     assert "of 6 epochs are done: going on" in resumed.stdout
-    for row, other in zip(
-        strip(read_history(whole)), strip(read_history(killed)), strict=True
-    ):
+    histories = [strip(read_history(folder)) for folder in (trained[0], tmp_path)]
+    for row, other in zip(*histories, strict=True):
         assert row == pytest.approx(other, rel=1e-5)
-    ids = [
-        json.loads((f / "model/summary.json").read_text())["model_id"] for f in folders
-    ]
+    ids = [read_summary(folder)["model_id"] for folder in (trained[0], tmp_path)]
     assert ids[0] == ids[1]
 
 
-def test_ctrl_c_keeps_whole_epochs(tmp_path):
-    prepare(tmp_path, draw_images(400))
-    process = start(tmp_path, **small(EPOCHS=200))
-    wait_for(lambda: rows_so_far(tmp_path) >= 1, process)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "run again to go on" in stderr and "Traceback" not in stderr
-    assert not [path for path in tmp_path.rglob(".*")]
-    np.load(tmp_path / "model/backup.npz")["record"]
-
-
-def test_changed_settings_start_afresh_and_say_so(trained, tmp_path):
-    prepare(tmp_path, draw_images(60))
-    run_script("train_vae.py", tmp_path, **small(EPOCHS=1))
-    changed = run_script("train_vae.py", tmp_path, **small(EPOCHS=1, KL_WEIGHT=1e-3))
-    assert "KL_WEIGHT was 0.0005, now it is 0.001" in changed.stdout
-    assert changed.returncode == 0 and len(read_history(tmp_path)) == 1
-    (tmp_path / "model/backup.npz").write_bytes(b"PK but not whole")
-    torn = run_script("train_vae.py", tmp_path, **small(EPOCHS=1, KL_WEIGHT=1e-3))
-    assert torn.returncode == 0 and "Starting afresh" in torn.stdout
-
-
-def test_a_hopeless_learning_rate_ends_with_a_message(tmp_path):
-    prepare(tmp_path, draw_images(400))
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/encoder.keras").write_bytes(b"an earlier model")
-    settings = small(OPTIMIZER="sgd", LEARNING_RATE=1e30, EPOCHS=3)
-    result = run_script("train_vae.py", tmp_path, **settings)
-    assert result.returncode == 1
-    assert "Lower LEARNING_RATE" in result.stderr and "Traceback" not in result.stderr
-    assert (tmp_path / "model/encoder.keras").read_bytes() == b"an earlier model"
-
-
-def test_grey_images_and_bfloat16_and_more_latents(tmp_path):
+def test_grey_images_and_bfloat16_and_more_latents_beside_a_torn_backup(tmp_path):
     prepare(tmp_path, draw_images(60, 28, 1))
-    settings = small(PRECISION="mixed_bfloat16", LATENT_DIM=5)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/backup.npz").write_bytes(b"PK but not whole")
+    settings = small(PRECISION="mixed_bfloat16", LATENT_DIM=5, EPOCHS=1, BATCH_SIZE=64)
     result = run_script("train_vae.py", tmp_path, **settings)
     assert result.returncode == 0
+    assert "Starting afresh" in result.stdout
+    assert "BATCH_SIZE = 64 is more than 54 rows" in result.stdout
+    assert "1 epochs of 1 steps of 54 images" in result.stdout
     decoder = keras.saving.load_model(tmp_path / "model/decoder.keras")
-    assert decoder.input_shape == (None, 5) and decoder.output_shape == (
-        None,
-        28,
-        28,
-        1,
-    )
+    assert (decoder.input_shape, decoder.output_shape) == ((None, 5), (None, 28, 28, 1))
     assert decoder(np.zeros((1, 5), "float32")).dtype == "float32"
-    figures = json.loads((tmp_path / "model/summary.json").read_text())["figures"]
-    assert len(figures["kl_per_latent"]) == 5
+    assert len(read_summary(tmp_path)["figures"]["kl_per_latent"]) == 5
 
 
 def free_port():
@@ -536,47 +620,54 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def test_two_workers_agree_with_one_process(tmp_path):
-    images = draw_images(200)
-    single = tmp_path / "single"
-    single.mkdir()
-    prepare(single, images)
-    assert run_script("train_vae.py", single, **small(EPOCHS=3)).returncode == 0
-    cluster = {"worker": [f"127.0.0.1:{free_port()}" for _ in range(2)]}
+def run_cluster(folders, **edits):
+    """Run a worker in each folder; return their exit codes and what they printed."""
+    workers = [f"127.0.0.1:{free_port()}" for _ in folders]
     processes = []
-    for index in range(2):
-        folder = tmp_path / f"worker{index}"
+    for index, folder in enumerate(folders):
+        task = {"type": "worker", "index": index}
+        config = json.dumps({"cluster": {"worker": workers}, "task": task})
+        processes.append(start(folder, {"TF_CONFIG": config}, **edits))
+    outputs = [process.communicate(timeout=240) for process in processes]
+    print(*sum(outputs, ()), sep="\n")
+    return [process.returncode for process in processes], outputs
+
+
+def test_two_workers_agree_with_one_process_and_notice_when_they_differ(tmp_path):
+    folders = [tmp_path / name for name in ("worker0", "worker1", "single")]
+    for folder in folders:
         folder.mkdir()
-        prepare(folder, images)
-        copy_script("train_vae.py", folder, **small(EPOCHS=3, BATCH_SIZE=8))
-        config = {"cluster": cluster, "task": {"type": "worker", "index": index}}
-        environment = {**os.environ, "TF_CONFIG": json.dumps(config)}
-        command = [sys.executable, "train_vae.py"]
-        processes.append(
-            subprocess.Popen(
-                command,
-                cwd=folder,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    for process in processes:
-        output, _ = process.communicate(timeout=240)
-        print(output)
-        assert process.returncode == 0
-    assert not (tmp_path / "worker1/model/encoder.keras").exists()
-    ours, theirs = (strip(read_history(tmp_path / x)) for x in ("single", "worker0"))
+        prepare(folder, draw_images(200))
+    settings = small(EPOCHS=3, OPTIMIZER="sgd")  # it follows the size of a gradient
+    single = start(folders.pop(), **settings)
+    codes, outputs = run_cluster(folders, **{**settings, "BATCH_SIZE": 8})
+    single.communicate(timeout=240)
+    assert [single.returncode, *codes] == [0, 0, 0]
+    assert "11 steps of 16 images on 2 x CPU" in outputs[0][0]
+    assert outputs[1][0] == ""  # the first speaks for all
+    written = {path.name for path in (tmp_path / "worker1").rglob("*.*")}
+    assert written == {"train_vae.py", "images.npy", "backup1.npz"}
+    ours, theirs = (
+        strip(read_history(tmp_path / name)) for name in ("single", "worker0")
+    )
+    assert ours[-1]["loss"] < 0.95 * ours[0]["loss"]
     for row, other in zip(ours, theirs, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=0.02)
-    backups = [
-        np.load(tmp_path / f"worker{index}/model/backup{index or ''}.npz")
-        for index in range(2)
-    ]
+        assert row["val_loss"] == pytest.approx(other["val_loss"], rel=0.02)
+    backup_files = [tmp_path / "worker0/model/backup.npz"]
+    backup_files.append(tmp_path / "worker1/model/backup1.npz")
+    backups = [np.load(path) for path in backup_files]
     for name in backups[0]:
         if name.startswith("best_"):
             np.testing.assert_array_equal(backups[0][name], backups[1][name])
+
+    backup_files[1].unlink()
+    settings |= {"BATCH_SIZE": 8, "EPOCHS": 4}
+    codes, outputs = run_cluster(folders, **settings)
+    assert codes == [1, 1]
+    for (_, stderr), done in zip(outputs, (3, 0), strict=True):
+        assert f"this one has done {done} of 4 epochs" in stderr
+        assert "Traceback" not in stderr and "newest backup" in stderr
 
 
 # ---------------------------------------------------------------------- bad input
@@ -597,15 +688,22 @@ def bad_inputs():
     }
 
 
-@pytest.mark.parametrize("kind", [*bad_inputs(), "truncated", "text", "a folder"])
+@pytest.mark.parametrize(
+    "kind", [*bad_inputs(), "truncated", "nothing", "text", "npz", "a folder"]
+)
 def test_bad_arrays_end_with_one_message(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path, bad_inputs().get(kind, draw_images(40)))
     path = tmp_path / "data/images.npy"
     if kind == "truncated":
         path.write_bytes(path.read_bytes()[:-5000])
+    elif kind == "nothing":
+        path.write_bytes(b"")
     elif kind == "text":
         path.write_text("no array")
+    elif kind == "npz":
+        with open(path, "wb") as file:
+            np.savez(file, draw_images(40))
     elif kind == "a folder":
         path.unlink()
         path.mkdir()
@@ -646,3 +744,20 @@ def test_wrong_settings_end_with_one_message(name, value, tmp_path, monkeypatch)
     message = str(stopped.value)
     assert name in message and repr(value) in message and ": expected " in message
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["MODEL_DIR", "FIGURE_DIR"])
+def test_a_place_that_cannot_be_written_is_noticed_first(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path, draw_images(40))
+    (tmp_path / "taken").touch()
+    monkeypatch.setattr(train_vae, name, "taken")
+    with pytest.raises(SystemExit) as stopped:
+        train_vae.main()
+    assert f"Cannot write {tmp_path / 'taken'}: " in str(stopped.value)
+
+
+def test_a_wrong_cluster_ends_with_one_message(tmp_path, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": ')
+    with pytest.raises(SystemExit, match="Cannot use TF_CONFIG = "):
+        train_vae.choose_strategy()
