@@ -3,12 +3,16 @@
 import ast
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("scrape", "preprocess", "train_vae", "plot_latent")
+
+# A shell's background job ignores Ctrl-C, and so would the scripts that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def read_settings(path):
