@@ -366,7 +366,7 @@ def plot_map(path, plane, square, points, held_out, colors, name, legend):
     axes.plot([], [], "dimgrey", label="share of the prior inside")
     axes.set(xlabel=plane.labels[0], ylabel=plane.labels[1])
     figure.legend(loc="outside right upper")
-    figure.savefig(path, format="png")
+    figure.savefig(path, format="png", bbox_inches="tight")  # or a label is cut off
     return f"codes of {len(points)} images, coloured by {name or 'nothing'}"
 
 
