@@ -28,6 +28,7 @@ import pathlib
 import queue
 import re
 import socket
+import string
 import sys
 import threading
 import time
@@ -101,8 +102,8 @@ class Failure(Exception):
     """Why an address could not be had: `kind` is counted, and after a `final` failure
     asking again would bring the same."""
 
-    def __init__(self, kind, reason="no more is wanted", final=False):
-        super().__init__(reason)
+    def __init__(self, kind, reason="", final=False):
+        super().__init__(reason or kind)
         self.kind, self.final = kind, final
 
 
@@ -127,12 +128,11 @@ def first_pages(engine, keyword, license, engines):
             page["excluded_source"] = "wikimedia"
         return [{**page, "license": name} for name in names]
     if engine == "bing":
+        page = {"q": keyword, "first": 1, "count": 35, "mmasync": 1, "mkt": "en-US"}
         codes = {"noncommercial": "L2_L3_L4_L5_L6_L7", "commercial": "L2_L3_L4"}
         codes |= {"noncommercial,modify": "L2_L3_L5_L6", "commercial,modify": "L2_L3"}
-        page = {"q": keyword, "first": 1, "count": 35, "mmasync": 1, "mkt": "en-US"}
-        if license:
-            page["qft"] = f"+filterui:license-{codes[license]}"
-        return [{**page, "adlt": "moderate"}]
+        filters = {"qft": f"+filterui:license-{codes[license]}"} if license else {}
+        return [{**page, "adlt": "moderate", **filters}]
     page = {"q": keyword, "tbm": "isch", "ijn": 0, "start": 0}
     return [{**page, "tbs": "il:cl"} if license else page]
 
@@ -156,7 +156,6 @@ def make_tasks(items, make):
                     task[name] = plain(task.get(name))
                 task["fallback"] = task.get("fallback") or task["file_url"]
                 for name in ("file_url", "fallback"):
-                    task[name] = task[name].strip()
                     task[name].encode()  # UnicodeEncodeError: it cannot be asked for
                 tasks.append(task)
         except (AttributeError, LookupError, TypeError, ValueError):
@@ -175,18 +174,19 @@ def read_commons(page, body, license):
         raise KeyError("query")
 
     def make(item):
-        info = item["imageinfo"][0]
+        info, title = item["imageinfo"][0], item["title"].removeprefix("File:")
         about = info.get("extmetadata") or {}
-        about = {name: plain(field["value"]) for name, field in about.items()}
+        about = {name: field["value"] for name, field in about.items()}
         name, artist = about.get("LicenseShortName"), about.get("Artist")
         if "svg" in info["mime"] or (license and not name):
             return None
-        addresses = info.get("thumburl") or info["url"], info["url"]
         # The utm_ fields say who asked: a picture would have many addresses.
-        addresses = [re.sub("[?&]utm_.*", "", address) for address in addresses]
-        title = item["title"].removeprefix("File:")
+        thumbnail, original = (
+            re.sub("[?&]utm_.*", "", address)
+            for address in (info.get("thumburl") or info["url"], info["url"])
+        )
         return {
-            "file_url": addresses[0], "fallback": addresses[1], "title": title,
+            "file_url": thumbnail, "fallback": original, "title": title,
             "page_url": info.get("descriptionurl"), "creator": artist,
             "license": name, "license_url": about.get("LicenseUrl"),
             "attribution": ", ".join(filter(None, (title, artist, name))),
@@ -206,10 +206,8 @@ def read_openverse(page, body, license):
 
     def make(item):
         name = names.get(item["license"], f"CC {item['license'].upper()}")
-        copied = ("title", "creator", "license_url", "attribution")
         return item["license"] == page["license"] and {
-            **{field: item.get(field) for field in copied},
-            "file_url": item["url"], "fallback": item.get("thumbnail"),
+            **item, "file_url": item["url"], "fallback": item.get("thumbnail"),
             "page_url": item.get("foreign_landing_url"),
             "license": f"{name} {item.get('license_version') or ''}",
         }  # fmt: skip
@@ -222,7 +220,7 @@ def read_openverse(page, body, license):
 def read_bing(page, body, license):
     """Return (tasks, next page) of a page of Bing; it ends with an empty page."""
     if not body.strip():
-        raise Failure("empty", "answered but empty")
+        raise Failure("empty")
     names = {"file_url": "murl", "fallback": "turl", "page_url": "purl", "title": "t"}
 
     def make(link):
@@ -248,14 +246,18 @@ def read_google(page, body, license):
 
 def read_url_file(path):
     """Return the tasks of a list of addresses or of a manifest."""
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    lines = [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]
 
     def make(line):
         about = json.loads(line) if line.startswith("{") else {"url": line}
         return {**about, "file_url": about["url"], "fallback": about.get("final_url")}
 
-    return make_tasks(lines, make)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = [line.strip() for line in lines]
+        return make_tasks([line for line in lines if line and line[0] != "#"], make)
+    except (OSError, ValueError) as error:
+        expected = "Give it an address a line, or a manifest.jsonl"
+        sys.exit(f"Cannot read {path.resolve()} (URL_FILE): {error}. {expected}.")
 
 
 def refusal(answer):
@@ -271,7 +273,7 @@ def refusal(answer):
 
 def check_public(peer):
     """Raise a Failure if an address, in numbers, is not one of the public internet."""
-    address = ipaddress.ip_address(peer.partition("%")[0])
+    address = ipaddress.ip_address(peer)
     address = getattr(address, "ipv4_mapped", None) or address
     if not address.is_global:
         reason = f"{peer} is not a public address (see ALLOW_PRIVATE_HOSTS)"
@@ -285,18 +287,46 @@ def cut(connection):
         socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
-class GuardedAdapter(requests.adapters.HTTPAdapter):
-    """Connects to public addresses only, and bounds the time that headers may take.
+class Fetcher(requests.adapters.HTTPAdapter):
+    """Fetches for all threads: with manners, within bounds, from public addresses.
 
-    It asks the connected socket, which no redirect and no name can deceive. A proxy
-    (HTTPS_PROXY) may well be private: its socket is not asked.
+    requests hands it each request, those of redirects too. The connected socket is
+    asked where it leads, which no redirect and no name can deceive; only a proxy
+    (HTTPS_PROXY) may be private. Whoever waits here stops when `halt` is set.
     """
 
-    allow_private = False
+    def __init__(self, settings):
+        super().__init__(pool_connections=100)
+        self.settings, self.halt = settings, threading.Event()
+        self.hosts, self.lock = {}, threading.Lock()
+        self.session = requests.Session()
+        self.session.mount("https://", self)
+        self.session.mount("http://", self)
+        self.session.max_redirects = 5
+        self.session.headers["Accept-Language"] = "en-US,en;q=0.8"
+        self.session.headers["User-Agent"] = (
+            f"bodybuilder-vae/1.0 ({settings.CONTACT or 'no contact given'}) "
+            f"icrawler/{icrawler.__version__} python-requests/{requests.__version__}"
+        )
+
+    def fetch(self, address, seconds, silence):
+        """Return the answer of an address, after redirects and the pauses it asks for.
+
+        Args:
+            seconds: what the transfers may take in all; waiting for a turn is apart.
+            silence: seconds without a byte after which it is given up.
+        """
+        timeout = types.SimpleNamespace(seconds=seconds, silence=silence)
+        try:
+            return self.session.get(address, timeout=timeout)
+        except requests.TooManyRedirects:
+            raise Failure("refused", "more than five redirects", True) from None
+        except ValueError as error:
+            raise Failure("refused", f"no web address: {error}", True) from None
 
     def get_connection_with_tls_context(self, *args, **kwargs):
         pool = super().get_connection_with_tls_context(*args, **kwargs)
-        allow_private = self.allow_private or pool.proxy
+        allow_private = self.settings.ALLOW_PRIVATE_HOSTS or pool.proxy
 
         class Connection(type(pool).ConnectionCls):
             def _new_conn(self):  # connects, but does not speak yet
@@ -319,63 +349,29 @@ class GuardedAdapter(requests.adapters.HTTPAdapter):
         pool.ConnectionCls = Connection
         return pool
 
-
-class PoliteSession(requests.Session):
-    """Fetches for all threads and engines, with manners and within bounds.
-
-    Whoever waits in it stops waiting when `halt` is set: nothing more is wanted.
-    """
-
-    def __init__(self, settings):
-        super().__init__()
-        self.headers["User-Agent"] = (
-            f"bodybuilder-vae/1.0 ({settings.CONTACT or 'no contact given'}) "
-            f"icrawler/{icrawler.__version__} python-requests/{requests.__version__}"
-        )
-        self.headers["Accept-Language"] = "en-US,en;q=0.8"
-        self.settings, self.hosts, self.lock = settings, {}, threading.Lock()
-        self.halt = threading.Event()
-        for scheme in ("https://", "http://"):
-            self.mount(scheme, GuardedAdapter(pool_connections=100))
-            self.adapters[scheme].allow_private = settings.ALLOW_PRIVATE_HOSTS
-
-    def get_redirect_target(self, resp):
-        """Hide redirects from requests, which would read their bodies unbounded."""
-
     def host(self, address):
         """Return what is known of the host of an address."""
         parts, settings = urllib.parse.urlsplit(address), self.settings
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("it is neither http nor https")
         if not settings.ALLOW_PRIVATE_HOSTS:  # behind a proxy there is no socket to ask
             with contextlib.suppress(ValueError):  # it is a name
                 check_public(parts.hostname)
-        with self.lock:
-            if parts.netloc not in self.hosts:
-                delay = settings.HOST_DELAY.get(parts.hostname, settings.DEFAULT_DELAY)
-                if parts.hostname.endswith(".wikimedia.org") and not settings.CONTACT:
-                    delay = max(delay, 6)
-                at_once = 1 if delay >= 1 else settings.HOST_CONCURRENCY
-                turns = threading.Semaphore(at_once)
-                self.hosts[parts.netloc] = types.SimpleNamespace(
-                    name=parts.hostname, delay=delay, turns=turns, start=0.0, bad=0
-                )  # `bad`: bad answers in a row; after three the host is left
-            return self.hosts[parts.netloc]
+        delay = settings.HOST_DELAY.get(parts.hostname, settings.DEFAULT_DELAY)
+        if parts.hostname.endswith(".wikimedia.org") and not settings.CONTACT:
+            delay = max(delay, 6)
+        turns = threading.Semaphore(1 if delay >= 1 else settings.HOST_CONCURRENCY)
+        host = types.SimpleNamespace(
+            name=parts.hostname, delay=delay, turns=turns, start=0.0, bad=0
+        )  # `bad`: bad answers in a row; after three the host is left
+        return self.hosts.setdefault(parts.netloc, host)
 
-    def fetch(self, address, seconds, silence):
-        """Return the answer of an address, after redirects and the pauses it asks for.
+    def send(self, request, timeout, **kwargs):
+        """Make a request, and again where the server is busy; return the answer.
 
         Args:
-            seconds: what the transfers may take in all; waiting for a turn is apart.
-            silence: seconds without a byte after which it is given up.
+            timeout: `seconds` and `silence` as above. What it takes is subtracted.
         """
-        redirects, tries, target = 0, 0, ""
-        while redirects <= 5:
-            try:
-                address = urllib.parse.urljoin(address, target)
-                host = self.host(address)
-            except ValueError as error:
-                raise Failure("refused", f"no web address: {error}", True) from None
+        host = self.host(request.url)
+        for tries in (1, 2, 3):
             with host.turns:
                 with self.lock:
                     start = max(time.monotonic(), host.start)
@@ -385,47 +381,43 @@ class PoliteSession(requests.Session):
                 if host.bad >= 3:
                     raise Failure("host left", f"{host.name} left after {host.reason}")
                 start = time.monotonic()
-                answer = self.exchange(address, host, start + seconds, silence)
-                seconds -= time.monotonic() - start
-            status, target = answer.status_code, ""
-            if answer.is_redirect:
-                redirects += 1
-                target = answer.headers["Location"].encode("latin-1")
-                target = target.decode(errors="replace")
-            elif status not in (429, 500, 502, 503, 504):
+                answer = self.exchange(request, host, timeout, kwargs)
+                timeout.seconds -= time.monotonic() - start
+            status, wait = answer.status_code, tries
+            if status not in (429, 500, 502, 503, 504):
                 host.bad = 0
-                return answer
-            else:
-                wait, tries = 2**tries, tries + 1
-                with contextlib.suppress(Exception):  # a header can hold anything
-                    wait = urllib3.Retry().get_retry_after(answer.raw) or wait
-                if status == 429 or tries == 3 or wait > 60:
-                    host.bad += 3 if wait > 60 else 1
-                    host.reason = f"HTTP {status}"
-                if tries == 3 or host.bad >= 3:
-                    return answer
-                host.start = max(host.start, time.monotonic() + wait)
-        raise Failure("refused", "more than five redirects", final=True)
+                break
+            with contextlib.suppress(Exception):  # a header can hold anything
+                wait = urllib3.Retry().get_retry_after(answer.raw) or wait
+            if status == 429 or tries == 3 or wait > 60:
+                host.bad += 3 if wait > 60 else 1
+                host.reason = f"HTTP {status}"
+            if host.bad >= 3:
+                break
+            host.start = max(host.start, time.monotonic() + wait)
+        return answer
 
-    def exchange(self, address, host, until, silence, again=True):
+    def exchange(self, request, host, timeout, options, again=True):
         """Make one request within time and size; a redirect's body is not read."""
-        answer, timeout = None, (self.settings.REQUEST_TIMEOUT, silence)
-        options = {"timeout": timeout, "stream": True, "allow_redirects": False}
+        answer, until = None, time.monotonic() + timeout.seconds
+        seconds = (self.settings.REQUEST_TIMEOUT, timeout.silence)
         try:
-            with self.get(address, **options) as answer:
+            with super().send(request, **options, timeout=seconds) as answer:
                 body = b"" if answer.is_redirect else self.read_body(answer, until)
             answer._content, answer._content_consumed = body, True
+            if answer.is_redirect:  # requests fails where it is not in UTF-8
+                target = answer.headers["Location"].encode("latin-1")
+                target = urllib.parse.quote(target, safe=string.punctuation)
+                answer.headers["Location"] = target
             return answer
-        except Failure:
+        except (Failure, ValueError):
             raise
-        except ValueError as error:
-            raise Failure("refused", f"no web address: {error}", True) from None
         except Exception as error:  # sockets, TLS, decoders: each has its own
             while error.__context__:
                 error = error.__context__  # the one at the bottom says what happened
             if again and isinstance(error, ConnectionError):
                 # A connection that was kept may have been closed in the meantime.
-                return self.exchange(address, host, until, silence, again=False)
+                return self.exchange(request, host, timeout, options, again=False)
             reason = str(error) or type(error).__name__
             if answer is not None and not isinstance(error, TimeoutError):
                 raise Failure("broken", f"cut short: {reason}") from None
@@ -452,34 +444,35 @@ def inspect(body, min_size, max_pixels):
     endings |= {"BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
     try:
         with Image.open(io.BytesIO(body), formats=tuple(endings)) as picture:
-            size = picture.size
-            reason = f"{size[0]} x {size[1]} pixels"
-            if size[0] * size[1] > max_pixels:
-                raise Failure("refused", reason, final=True)
-            if min(size) < min(min_size) or max(size) < max(min_size):
-                raise Failure("too small", reason, final=True)
-            picture.load()  # opening reads the header only: a truncated file would pass
-            return endings.get(picture.format, "jpg"), *size  # MPO is several JPEGs
-    except Failure:
-        raise
+            width, height = picture.size
+            if width * height <= max_pixels:
+                picture.load()  # opening reads no more than the header
     except Exception as error:  # Pillow's readers raise whatever their bytes lead to
         raise Failure("broken", f"not a whole picture: {error}", True) from None
+    reason = f"{width} x {height} pixels"
+    if width * height > max_pixels:
+        raise Failure("refused", reason, final=True)
+    if min(width, height) < min(min_size) or max(width, height) < max(min_size):
+        raise Failure("too small", reason, final=True)
+    return endings.get(picture.format, "jpg"), width, height  # MPO is several JPEGs
 
 
 def read_lines(path):
     """Return the objects of a .jsonl file; a last line torn by a kill is healed."""
     data = path.read_bytes() if path.exists() else b""
-    lines, entries = data.split(b"\n"), []
-    for line in lines:
-        with contextlib.suppress(ValueError, TypeError):
-            entries.append(dict(json.loads(line)))
-    if lines[-1]:
+    *lines, torn = data.split(b"\n")
+    if torn:
         try:
-            json.loads(lines[-1])
+            json.loads(torn)
+            lines.append(torn)
             with path.open("ab") as file:
                 file.write(b"\n")  # it is whole: only its end was missing
         except ValueError:
-            os.truncate(path, len(data) - len(lines[-1]))
+            os.truncate(path, len(data) - len(torn))
+    entries = []
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError):
+            entries.append(dict(json.loads(line)))
     return entries
 
 
@@ -508,11 +501,12 @@ class Folder:
         endings = ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif".split()
         files = [file for file in path.rglob("[!.]*") if file.suffix.lower() in endings]
         self.names = {file.relative_to(path).as_posix() for file in files}
+        for name in self.names - self.entries.keys():  # they came from elsewhere
+            digest = hashlib.sha256((path / name).read_bytes()).hexdigest()
+            self.entries[name] = {"sha256": digest}
         # What was deleted by hand keeps its line, and so its content and its number.
         self.hashes = {each.get("sha256"): name for name, each in self.entries.items()}
-        for name in self.names - self.entries.keys():
-            self.hashes[hashlib.sha256((path / name).read_bytes()).hexdigest()] = name
-        stems = [pathlib.Path(name).stem for name in self.names | self.entries.keys()]
+        stems = [pathlib.Path(name).stem for name in self.entries]
         self.number = max([0, *(int(stem) for stem in stems if stem.isdecimal())])
 
     def append(self, name, entry):
@@ -558,7 +552,7 @@ class Folder:
         lines = ["# Credits", "", "Title, creator, licence and source of each picture."]
         lines += ["All are as downloaded; Wikimedia Commons scales large ones.", ""]
         for name in sorted(self.names):
-            about = collections.defaultdict(str, self.entries.get(name, {}))
+            about = collections.defaultdict(str, self.entries[name])
             source = about["page_url"] or about["url"]
             title = markdown(about["title"] or "untitled", source)
             creator = markdown(about["creator"] or "unknown")
@@ -566,9 +560,8 @@ class Folder:
             license = markdown(license, about["license_url"])
             lines.append(f"- `{name}`: {title} by {creator}, {license}")
         part = self.path / ".CREDITS.md.part"
-        text = "\n".join(lines) + "\n"
         try:  # a file name may be no proper text
-            part.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+            part.write_bytes("\n".join([*lines, ""]).encode(errors="replace"))
             os.replace(part, self.path / "CREDITS.md")
         finally:
             part.unlink(missing_ok=True)
@@ -581,127 +574,123 @@ def markdown(text, address=""):
     return f"[{text}](<{address}>)" if web else text
 
 
-class Search:
-    """A keyword at an engine: what is still to do, and what came of it."""
+class KeywordCrawler(icrawler.Crawler):
+    """Crawls for a keyword at an engine: what is to do, and what came of it.
 
-    def __init__(self, engine, keyword, pages, license_filter):
-        self.engine, self.keyword, self.filter = engine, keyword, license_filter
+    icrawler runs the threads. What they do is our own: its parser dies of a bad page
+    and its downloader of a bad picture. The pages are here and not in its feeder, so
+    that a second run takes up where the first one stopped.
+    """
+
+    def __init__(self, engine, about, pages, folder, fetcher):
+        settings = fetcher.settings
+        super().__init__(
+            parser_threads=settings.PARSER_THREADS,
+            feeder_threads=settings.FEEDER_THREADS,
+            downloader_threads=settings.DOWNLOADER_THREADS,
+            log_level=logging.CRITICAL,
+        )
+        self.engine, self.about, self.keyword = engine, about, about.get("keyword")
+        self.folder, self.fetcher, self.settings = folder, fetcher, settings
         self.pages, self.tasks = collections.deque(pages), queue.Queue()
         self.counts, self.seconds, self.failure = collections.Counter(), 0.0, None
         self.listed = 0  # pictures on its pages
         self.stale = 0  # pages in a row that listed only what is known
+        self.parser.worker_exec = self.read_pages
+        self.downloader.download = self.download
+        # icrawler's own queue loses a task whenever it is full for a second, and
+        # refuses one that is put back.
+        self.downloader.in_queue = self.tasks
 
-    def add(self, tasks, folder):
+    def crawl(self, live):
+        """Run until nothing is left or `halt` is set, and show how far it is."""
+        halt, start, wanted = self.fetcher.halt, time.monotonic(), self.settings.MAX_NUM
+        name = rich.markup.escape(f"{self.engine.name} {self.keyword or 'list'}")
+        halt.clear()
+        self.signal.reset()
+        self.parser.start()
+        self.downloader.start(max_num=0, queue_timeout=0.1)
+        try:
+            while self.parser.is_alive() or self.downloader.is_alive():
+                over = not self.parser.is_alive() and self.tasks.empty()
+                self.signal.set(parser_exited=over, reach_max_num=halt.is_set())
+                count = len(self.folder.names)
+                text = f"{name} {count}/{wanted}"
+                live.update(live.task_ids[0], description=text, completed=count)
+                time.sleep(0.05)
+        finally:
+            self.seconds += time.monotonic() - start
+
+    def read_pages(self):
+        """Read pages of results until there are none: the work of a parser thread."""
+        engine, halt, tries = self.engine, self.fetcher.halt, 0
+        with engine.turn:  # other threads find nothing left to do
+            while self.pages and not halt.is_set():
+                if self.tasks.qsize() > 40:
+                    halt.wait(0.1)  # no page is asked for before it is needed
+                    continue
+                try:
+                    tasks, following = self.read_page(self.pages[0])
+                except Failure as failure:
+                    kind, tries = failure.kind, tries + 1
+                    passing = kind in ("unreachable", "unreadable", "empty")
+                    if kind == "stopped" or (passing and tries < 3 and engine.heard):
+                        continue
+                    self.pages.clear()
+                    self.failure = None if kind == "empty" else failure
+                    if kind in ("budget", "refused", "unreachable"):
+                        engine.failure = engine.failure or failure
+                else:
+                    tries = 0
+                    self.pages.popleft()
+                    self.add(tasks)
+                    if following and self.stale < self.folder.patience:
+                        self.pages.append(following)
+
+    def read_page(self, page):
+        """Return (tasks, next page or None) of a page of results."""
+        engine, settings = self.engine, self.settings
+        if engine.failure:
+            raise engine.failure
+        if engine.budget < 1:
+            raise Failure("budget", "PAGE_BUDGET is used up for this run")
+        engine.budget -= 1
+        seconds = settings.PAGE_TIMEOUT
+        if not engine.heard:  # where no engine answers, the end comes within 60 s
+            seconds = min(seconds, 50 / len(settings.ENGINES))
+        address = f"{settings.ENDPOINTS[engine.name]}?{urllib.parse.urlencode(page)}"
+        try:
+            answer = self.fetcher.fetch(address, seconds, seconds)
+            engine.heard = True
+            if answer.headers.get("x-ratelimit-available-anon_sustained") == "0":
+                engine.failure = Failure("refused", "today's answers are used up")
+            if reason := refusal(answer):
+                raise Failure("refused", reason)
+            return engine.read(page, answer.content, settings.LICENSE)
+        except Failure as failure:
+            if failure.kind == "broken":
+                failure.kind = "unreadable"
+            raise
+        except Exception as error:  # a page can lead its reader anywhere
+            reason = f"not in the known shape: {error!r}"
+            raise Failure("unreadable", reason) from None
+
+    def add(self, tasks):
         """Take in the tasks of a page whose addresses were never seen."""
         fresh = {requests.utils.requote_uri(task["file_url"]): task for task in tasks}
-        with folder.lock:
-            fresh = {url: fresh[url] for url in fresh if url not in folder.known}
-            folder.known |= fresh.keys()
+        with self.folder.lock:
+            fresh = {url: fresh[url] for url in fresh if url not in self.folder.known}
+            self.folder.known |= fresh.keys()
             self.listed += len(tasks)
             self.counts["duplicate"] += len(tasks) - len(fresh)
             self.stale = self.stale + 1 if tasks and not fresh else 0
         for task in fresh.values():
             self.tasks.put(task)
 
-    def outcome(self):
-        """Return why it ended early or brought nothing, or else an empty text."""
-        failure = self.failure or (None if self.listed else self.engine.failure)
-        if failure:
-            return f"{failure.kind}: {failure}"
-        if self.counts["saved"]:
-            return ""
-        return "nothing new of use" if self.listed else "answered but empty"
-
-    def summary(self):
-        """Return the line that says what came of it."""
-        kinds = ["saved", "duplicate", "too small", "broken", "refused"]
-        kinds += sorted(self.counts.keys() - set(kinds))
-        counts = "".join(f"{kind} {self.counts[kind]}, " for kind in kinds)
-        end = f"; {self.outcome()}" if self.outcome() else ""
-        name = f'{self.engine.name} "{self.keyword or "list"}"'
-        return f"{name}: {counts}{self.seconds:.1f} s{end}"
-
-
-class PageFeeder(icrawler.Feeder):
-    """Has nothing to do: the pages are in the search, to be there in a second round."""
-
-    def feed(self, **kwargs):
-        pass
-
-
-class PageParser(icrawler.Parser):
-    """Reads pages of results: hands on the pictures, and remembers the next page."""
-
-    def worker_exec(self, **kwargs):
-        """Read pages until there are none; icrawler's own loop dies of a bad page."""
-        search, halt = self.search, self.session.halt
-        with search.engine.turn:  # other threads find nothing left to do
-            while search.pages and not halt.is_set():
-                if search.tasks.qsize() > 40:
-                    halt.wait(0.1)  # no page is asked for before it is needed
-                else:
-                    self.take(search.pages.popleft())
-
-    def take(self, page):
-        """Hand on what a page lists, or note why it cannot be had."""
-        search, engine = self.search, self.search.engine
-        try:
-            tasks, following = self.read(page)
-        except Failure as failure:
-            if failure.kind == "stopped":
-                search.pages.appendleft(page)  # for the second round
-            elif failure.kind != "empty":
-                search.failure = failure
-                search.pages.clear()
-            if failure.kind in ("budget", "refused", "unreachable"):
-                engine.failure = engine.failure or failure
-        else:
-            search.add(tasks, self.folder)
-            if following and search.stale < self.folder.patience:
-                search.pages.append(following)
-
-    def read(self, page):
-        """Return (tasks, next page or None) of a page; what may pass is tried again."""
-        engine, settings = self.search.engine, self.session.settings
-        address = f"{settings.ENDPOINTS[engine.name]}?{urllib.parse.urlencode(page)}"
-        for attempt in (1, 2, 3):
-            if engine.failure:
-                raise engine.failure
-            if engine.budget < 1:
-                raise Failure("budget", "PAGE_BUDGET is used up for this run")
-            engine.budget -= 1
-            seconds = settings.PAGE_TIMEOUT
-            if not engine.heard:  # where no engine answers, the end comes within 60 s
-                seconds = min(seconds, 50 / len(settings.ENGINES))
-            try:
-                answer = self.session.fetch(address, seconds, seconds)
-                engine.heard = True
-                if answer.headers.get("x-ratelimit-available-anon_sustained") == "0":
-                    engine.failure = Failure("refused", "today's answers are used up")
-                if reason := refusal(answer):
-                    raise Failure("refused", reason)
-                return engine.read(page, answer.content, settings.LICENSE)
-            except Failure as error:
-                failure = error
-                if error.kind == "broken":
-                    failure = Failure("unreadable", str(error))
-            except Exception as error:  # a page can lead its reader anywhere
-                failure = Failure("unreadable", f"not in the known shape: {error!r}")
-            passing = failure.kind in ("unreachable", "unreadable", "empty")
-            if attempt == 3 or not passing or not engine.heard:
-                raise failure
-
-
-class PictureDownloader(icrawler.ImageDownloader):
-    """Fetches pictures, looks at them and takes them into the folder.
-
-    icrawler's loop calls download() for each task. Its threads leave early once they
-    have counted a picture in `fetched_num`, so the counting is done elsewhere.
-    """
-
-    def download(self, task, default_ext, timeout=5, **kwargs):
-        """Take a picture or else its thumbnail. No error gets out: it ends a thread."""
-        search, failures = self.search, []
+    def download(self, task, *unused):
+        """Take a picture or else its thumbnail: the work of a downloader thread, which
+        an error would end."""
+        failures = []
         try:
             for address in dict.fromkeys((task["file_url"], task["fallback"])):
                 try:
@@ -711,163 +700,141 @@ class PictureDownloader(icrawler.ImageDownloader):
                 if failures[-1].kind in ("duplicate", "noai", "stopped", "too small"):
                     break
             if failures[-1].kind == "stopped":
-                return self.in_queue.put(task)  # for the second round
+                return self.tasks.put(task)  # for the second run
             with self.folder.lock:
-                search.counts[failures[0].kind] += 1
+                self.counts[failures[0].kind] += 1
             if all(failure.final for failure in failures):
                 reason = "; ".join(map(str, failures))
                 entry = {"url": task["file_url"], "reason": reason}
-                entry |= {"engine": search.engine.name, "keyword": search.keyword}
+                entry |= {"engine": self.engine.name, "keyword": self.keyword}
                 self.folder.append("failed.jsonl", entry)
         except Exception as error:  # a full disk or a mistake of ours stops the run
             self.folder.trouble = self.folder.trouble or error
-            self.session.halt.set()
+            self.fetcher.halt.set()
 
     def take(self, address, task):
         """Fetch an address, look at the picture and save it, or raise a Failure."""
-        settings, search, folder = self.session.settings, self.search, self.folder
+        settings, folder = self.settings, self.folder
         seconds = settings.IMAGE_DEADLINE
-        answer = self.session.fetch(address, seconds, settings.REQUEST_TIMEOUT)
+        answer = self.fetcher.fetch(address, seconds, settings.REQUEST_TIMEOUT)
         status, robots = answer.status_code, answer.headers.get("X-Robots-Tag", "")
         if status != 200:
             final = 400 <= status < 500 and status not in (408, 425, 429)
-            raise Failure(f"HTTP {status}", f"HTTP {status}", final)
+            raise Failure(f"HTTP {status}", final=final)
         if re.search("no(image)?ai", robots.lower()):
             raise Failure("noai", "X-Robots-Tag forbids it", final=True)
         body = answer.content
         ending, width, height = inspect(body, settings.MIN_SIZE, settings.MAX_PIXELS)
+        names = "page_url title creator license license_url attribution license_filter"
         entry = {"url": task["file_url"], "final_url": answer.url}
-        for name in "page_url title creator license license_url attribution".split():
+        for name in (*names.split(), "engine", "keyword"):
             entry[name] = task.get(name)
-        entry["license_filter"] = search.filter or task.get("license_filter")
-        entry["engine"] = search.engine.name
-        entry["keyword"] = search.keyword or task.get("keyword")
-        folder.save(body, ending, {**entry, "width": width, "height": height})
+        entry |= {**self.about, "width": width, "height": height}
+        folder.save(body, ending, entry)
         with folder.lock:
-            search.counts["saved"] += 1
+            self.counts["saved"] += 1
         if len(folder.names) >= folder.goal:
-            self.session.halt.set()
+            self.fetcher.halt.set()
+
+    def outcome(self):
+        """Return why it ended early or brought nothing, or else an empty text."""
+        if self.failure:
+            return f"{self.failure.kind}: {self.failure}"
+        if self.counts["saved"]:
+            return ""
+        return "nothing new of use" if self.listed else "answered but empty"
+
+    def summary(self):
+        """Return the line that says what came of it."""
+        kinds = ["saved", "duplicate", "too small", "broken", "refused"]
+        kinds = dict.fromkeys(kinds + sorted(self.counts))
+        counts = "".join(f"{kind} {self.counts[kind]}, " for kind in kinds)
+        end = f"; {self.outcome()}" if self.outcome() else ""
+        name = f'{self.engine.name} "{self.keyword or "list"}"'
+        return f"{name}: {counts}{self.seconds:.1f} s{end}"
 
 
-class PoliteCrawler(icrawler.Crawler):
-    """Runs a search. Each run gets a new crawler, because icrawler's threads and
-    signals remember the run before; what is left to do stays in the search."""
-
-    def __init__(self, search, folder, session):
-        settings = session.settings
-        super().__init__(
-            *(PageFeeder, PageParser, PictureDownloader, settings.FEEDER_THREADS),
-            *(settings.PARSER_THREADS, settings.DOWNLOADER_THREADS),
-            storage={"root_dir": settings.OUT_DIR},
-            log_level=logging.CRITICAL,
-        )
-        # icrawler's own queue loses a task whenever it is full for a second, and
-        # refuses one that is put back.
-        self.downloader.in_queue = search.tasks
-        for part in (self, self.feeder, self.parser, self.downloader):
-            part.search, part.folder, part.session = search, folder, session
-
-    def crawl(self, live):
-        """Run the search until it ends or `halt` is set, and show how far it is."""
-        search, halt, start = self.search, self.session.halt, time.monotonic()
-        wanted = self.session.settings.MAX_NUM
-        halt.clear()
-        self.feeder.start()
-        self.parser.start()
-        self.downloader.start(max_num=0, queue_timeout=0.1)
-        try:
-            while self.parser.is_alive() or self.downloader.is_alive():
-                over = not self.parser.is_alive() and search.tasks.empty()
-                self.signal.set(parser_exited=over, reach_max_num=halt.is_set())
-                count, name = len(self.folder.names), search.keyword or "list"
-                text = f"{search.engine.name} {name} {count}/{wanted}"
-                text = rich.markup.escape(text)
-                live.update(live.task_ids[0], description=text, completed=count)
-                time.sleep(0.05)
-        finally:
-            search.seconds += time.monotonic() - start
-
-
-def plan(settings, folder, listed):
-    """Return the searches, engine by engine; `listed` are the tasks for "urls"."""
+def plan(folder, fetcher, listed):
+    """Return the crawlers, engine by engine; `listed` are the tasks for "urls"."""
     readers = {"commons": read_commons, "openverse": read_openverse, "bing": read_bing}
     readers |= {"google": read_google, "urls": None}
-    searches = []
+    crawlers, settings, license = [], fetcher.settings, fetcher.settings.LICENSE
     for name in settings.ENGINES:
         # `heard`: it has answered; `failure`: why it is left for the rest of the run.
-        engine = types.SimpleNamespace(name=name, heard=False, failure=None)
-        engine.read, engine.budget = readers[name], settings.PAGE_BUDGET.get(name)
-        engine.turn = threading.Lock()
+        engine = types.SimpleNamespace(
+            name=name, read=readers[name], budget=settings.PAGE_BUDGET.get(name),
+            turn=threading.Lock(), heard=False, failure=None,
+        )  # fmt: skip
+        about = {"engine": name}
         if name == "urls":
-            searches.append(Search(engine, None, [], None))
-            searches[-1].add(listed, folder)
+            crawlers.append(KeywordCrawler(engine, about, [], folder, fetcher))
+            crawlers[-1].add(listed)
             continue
-        told = settings.LICENSE
-        if told and name in ("bing", "google"):
-            told = f"{told} ({name.title()}'s word, not checked)"
+        about["license_filter"] = license
+        if license and name in ("bing", "google"):
+            about["license_filter"] += f" ({name.title()}'s word, not checked)"
         for keyword in settings.KEYWORDS:
-            pages = first_pages(name, keyword, settings.LICENSE, settings.ENGINES)
-            searches.append(Search(engine, keyword, pages, told))
-    return searches
+            pages = first_pages(name, keyword, license, settings.ENGINES)
+            told = {**about, "keyword": keyword}
+            crawlers.append(KeywordCrawler(engine, told, pages, folder, fetcher))
+    return crawlers
 
 
-def crawl_all(searches, folder, session, live):
-    """Run the searches, each keyword up to its share, then again without that limit."""
-    wanted = session.settings.MAX_NUM
-    share = math.ceil(wanted / len(session.settings.KEYWORDS))
+def crawl_all(crawlers, folder, settings, live):
+    """Run the crawlers, each keyword up to its share, then again without that limit."""
+    wanted = settings.MAX_NUM
+    share = math.ceil(wanted / len(settings.KEYWORDS))
     live.add_task("", total=wanted)
-    for limit, search in itertools.product((share, wanted), searches):
+    for limit, crawler in itertools.product((share, wanted), crawlers):
         room = wanted - len(folder.names)
-        if search.keyword:
-            entries = [folder.entries.get(name, {}) for name in folder.names]
-            have = [entry.get("keyword") for entry in entries].count(search.keyword)
-            room = min(room, limit - have)
-        pages = search.pages and not search.engine.failure
-        if room > 0 and (pages or not search.tasks.empty()):
+        if crawler.keyword:
+            found = [folder.entries[name].get("keyword") for name in folder.names]
+            room = min(room, limit - found.count(crawler.keyword))
+        if room > 0 and (crawler.pages or not crawler.tasks.empty()):
             folder.goal = len(folder.names) + room
-            PoliteCrawler(search, folder, session).crawl(live)
+            crawler.crawl(live)
         if folder.trouble:
             raise folder.trouble
 
 
 def collect(settings, out_dir, listed):
-    """Fill the folder and say what came of it; return (Folder, searches)."""
-    folder, session = Folder(out_dir), PoliteSession(settings)
+    """Fill the folder and say what came of it; return (Folder, crawlers)."""
+    folder, fetcher = Folder(out_dir), Fetcher(settings)
     print(f"{len(folder.names)} images in {out_dir}, {settings.MAX_NUM} wanted.")
     if not settings.CONTACT and "commons" in settings.ENGINES:
         print("CONTACT is empty: Wikimedia wants one, and is asked every 6 s only.")
-    searches = plan(settings, folder, listed)
+    crawlers = plan(folder, fetcher, listed)
     quiet = not sys.stdout.isatty()
     try:
         with rich.progress.Progress(disable=quiet, transient=True) as live:
-            crawl_all(searches, folder, session, live)
+            crawl_all(crawlers, folder, settings, live)
     finally:
-        session.halt.set()
-        for search in searches:
-            if search.seconds or search.listed:
-                print(search.summary())
+        fetcher.halt.set()
+        for crawler in crawlers:
+            if crawler.seconds or crawler.listed:
+                print(crawler.summary())
         folder.close()
-    return folder, searches
+    return folder, crawlers
 
 
-def shortage(searches):
+def shortage(crawlers):
     """Return why so few pictures came, and what to do about it."""
-    lines = [f"{each.engine.name}: {each.outcome()}." for each in searches]
-    lines = [line for line in dict.fromkeys(lines) if not line.endswith(": .")]
-    failures = [search.engine.failure for search in searches]
+    told = [each for each in crawlers if each.outcome()]
+    lines = [f"{each.engine.name}: {each.outcome()}." for each in told]
+    failures = [crawler.failure for crawler in crawlers]
     if all(failure and failure.kind == "unreachable" for failure in failures):
         lines += ["Is there a network, or a proxy to name in HTTPS_PROXY?"]
         lines += ["To go on without the web: python tests/draw_athletes.py"]
     else:
         lines += ["Try other KEYWORDS or ENGINES, or run again later."]
-    return "\n".join(lines)
+    return "\n".join(dict.fromkeys(lines))
 
 
 def check_settings(settings):
     """End the script with a message if a setting is not what it should be."""
 
     def count(value):
-        return type(value) is int and value > 0
+        return type(value) is int and 0 < value <= 10**9
 
     def seconds(value):
         return type(value) in (int, float) and 0 <= value <= 86_400
@@ -876,31 +843,29 @@ def check_settings(settings):
     words = ("noncommercial", "commercial", "noncommercial,modify", "commercial,modify")
     rules = (
         ("OUT_DIR URL_FILE", "a path in quotes", str.strip),
-        ("CONTACT", "plain letters in quotes", lambda value: (
-            re.fullmatch("[ -~]*", value))),
-        ("KEYWORDS", "phrases of 1 to 200 letters in round brackets", lambda value: (
-            type(value) is tuple and value
-            and all(0 < len(phrase.strip()) <= 200 for phrase in value))),
-        ("ENGINES", f"some of {engines}", lambda value: (
-            type(value) is tuple and value and {*value} <= {*engines})),
+        ("CONTACT", "plain letters in quotes", re.compile("[ -~]*").fullmatch),
+        ("KEYWORDS", "phrases of 1 to 200 letters in round brackets",
+            lambda value: type(value) is tuple and value
+            and all(0 < len(phrase.strip()) <= 200 for phrase in value)),
+        ("ENGINES", f"some of {engines}",
+            lambda value: type(value) is tuple and value and {*value} <= {*engines}),
         ("LICENSE", f"None or one of {words}", lambda value: value in (None, *words)),
-        ("MAX_NUM HOST_CONCURRENCY MAX_BYTES MAX_PIXELS FEEDER_THREADS PARSER_THREADS "
-            "DOWNLOADER_THREADS", "a whole number from 1 up", count),
-        ("MIN_NUM", "a whole number from 0 to MAX_NUM", lambda value: (
-            value in range(settings.MAX_NUM + 1))),
-        ("MIN_SIZE", "a width and a height in pixels", lambda value: (
-            len(value) == 2 and all(map(count, value)))),
-        ("REQUEST_TIMEOUT IMAGE_DEADLINE PAGE_TIMEOUT", "seconds, more than 0",
-            lambda value: seconds(value) and value > 0),
+        ("MAX_NUM HOST_CONCURRENCY MAX_BYTES MAX_PIXELS REQUEST_TIMEOUT IMAGE_DEADLINE "
+            "PAGE_TIMEOUT FEEDER_THREADS PARSER_THREADS DOWNLOADER_THREADS",
+            "a whole number from 1 to 1_000_000_000", count),
+        ("MIN_NUM", "a whole number from 0 to MAX_NUM",
+            lambda value: value in range(settings.MAX_NUM + 1)),
+        ("MIN_SIZE", "a width and a height in pixels",
+            lambda value: len(value) == 2 and all(map(count, value))),
         ("DEFAULT_DELAY", "seconds, 0 or more", seconds),
-        ("HOST_DELAY", "seconds for each host, 0 or more", lambda value: (
-            all(map(seconds, value.values())))),
+        ("HOST_DELAY", "seconds for each host, 0 or more",
+            lambda value: all(map(seconds, value.values()))),
+        ("PAGE_BUDGET", "a whole number from 1 up for each engine",
+            lambda value: all(map(count, value.values()))),
+        ("ENDPOINTS", "an http address for each engine",
+            lambda value: {*settings.ENGINES} <= {*value, "urls"}
+            and all(urllib.parse.urlsplit(each).hostname for each in value.values())),
         ("ALLOW_PRIVATE_HOSTS", "True or False", lambda value: type(value) is bool),
-        ("PAGE_BUDGET", "a whole number from 1 up for each engine", lambda value: (
-            all(count(value[name]) for name in settings.ENGINES if name != "urls"))),
-        ("ENDPOINTS", "an http address for each engine", lambda value: (
-            all(urllib.parse.urlsplit(value[name]).hostname
-                for name in settings.ENGINES if name != "urls"))),
     )  # fmt: skip
     for names, expected, fits in rules:
         for name in names.split():
@@ -927,20 +892,15 @@ def main():
     sys.stdout.reconfigure(errors="replace", line_buffering=True)
     warnings.simplefilter("ignore")  # Pillow's about what is odd in a picture
     Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is checked instead
-    out_dir, url_file = pathlib.Path(OUT_DIR).resolve(), pathlib.Path(URL_FILE)
-    try:
-        listed = read_url_file(url_file) if "urls" in ENGINES else []
-    except (OSError, ValueError) as error:
-        expected = "Give it an address a line, or a manifest.jsonl"
-        sys.exit(f"Cannot read {url_file.resolve()} (URL_FILE): {error}. {expected}.")
+    start, out_dir = time.monotonic(), pathlib.Path(OUT_DIR).resolve()
+    listed = read_url_file(pathlib.Path(URL_FILE)) if "urls" in ENGINES else []
     if (out_dir / "factors.csv").exists():
         sys.exit(
             f"{out_dir} holds drawn athletes (factors.csv), which must not mix with "
             "photographs. Move them away or set another OUT_DIR."
         )
-    start = time.monotonic()
     try:
-        folder, searches = collect(settings, out_dir, listed)
+        folder, crawlers = collect(settings, out_dir, listed)
     except BlockingIOError:
         sys.exit(f"Another scrape.py is at work in {out_dir}. Wait until it has ended.")
     except OSError as error:
@@ -951,7 +911,7 @@ def main():
     print(f"Wrote {OUT_DIR}: {count} images with {files} in {seconds:.1f} s.")
     if count < MIN_NUM:
         found = f"{count} images in {out_dir}, fewer than MIN_NUM = {MIN_NUM}."
-        sys.exit(f"{found}\n{shortage(searches)}")
+        sys.exit(f"{found}\n{shortage(crawlers)}")
 
 
 if __name__ == "__main__":

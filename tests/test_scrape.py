@@ -522,13 +522,13 @@ def test_delays_of_hosts(gallery):
     settings = {"CONTACT": "", "ENDPOINTS": gallery.endpoints, "HOST_CONCURRENCY": 2}
     settings |= {"HOST_DELAY": {"a.example": 1}, "DEFAULT_DELAY": 0.2}
     settings |= {"ALLOW_PRIVATE_HOSTS": False}
-    session = scrape.PoliteSession(types.SimpleNamespace(**settings))
-    assert session.host("https://upload.wikimedia.org/x").delay == 6
-    assert session.host("https://a.example/x").delay == 1
-    assert session.host("https://b.example/x").delay == 0.2
+    fetcher = scrape.Fetcher(types.SimpleNamespace(**settings))
+    assert fetcher.host("https://upload.wikimedia.org/x").delay == 6
+    assert fetcher.host("https://a.example/x").delay == 1
+    assert fetcher.host("https://b.example/x").delay == 0.2
     settings["CONTACT"] = "me@example.org"
-    session = scrape.PoliteSession(types.SimpleNamespace(**settings))
-    assert session.host("https://upload.wikimedia.org/x").delay == 0.2
+    fetcher = scrape.Fetcher(types.SimpleNamespace(**settings))
+    assert fetcher.host("https://upload.wikimedia.org/x").delay == 0.2
 
 
 def test_an_empty_contact_is_spoken_of(tmp_path, gallery):
