@@ -1,6 +1,7 @@
 """latent_space.html in a real Chromium: what it shows, and that it asks for nothing."""
 
 import base64
+import csv
 import io
 import json
 import re
@@ -245,6 +246,18 @@ def test_the_map_shows_dots_square_and_place(page):
     assert abs(rows.mean() / side - 0.25) < 0.01
     assert abs(columns.mean() / side - 0.25) < 0.01
     assert page.run("return data.square.flat().map(Math.abs)") == [1.645] * 8
+
+
+def test_the_dots_are_the_codes_in_the_colours_of_the_map(page, studio):
+    dots = page.run("return data.dots")
+    places = np.array([dot[:2] for dot in dots])
+    np.testing.assert_allclose(places, encode(studio[2]), atol=0.006)
+    with open(studio[2] / "data/images.csv", encoding="utf-8", newline="") as file:
+        files = [row["file"] for row in csv.DictReader(file)]
+    with open(studio[2] / "data/raw/factors.csv", encoding="utf-8") as file:
+        people = {row["file"]: row["people"] for row in csv.DictReader(file)}
+    tab10 = {"1": "#1f77b4", "2": "#ff7f0e", "3": "#2ca02c"}
+    assert [dot[2] for dot in dots] == [tab10[people[file]] for file in files]
 
 
 def test_three_latents_show_the_plane_of_the_grid(browser, studio):

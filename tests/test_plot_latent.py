@@ -4,12 +4,15 @@ import functools
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import load_script, run_script
+from conftest import copy_script, load_script, run_script
 from PIL import Image
 
 FIGURES = {
@@ -186,6 +189,18 @@ def test_grid_holds_the_decoded_quantiles(studio):
     assert np.abs(wanted[:, 0] - wanted[:, -1]).mean() > 1
 
 
+def test_grid_size_quantiles_and_print_resolution(copy, run):
+    folder = copy(2)
+    assert run(folder, GRID_SIZE=3, QUANTILES=(0.2, 0.7))[0] == 0
+    path = folder / "figures/latent_grid.png"
+    x, y = np.meshgrid(*[scipy.stats.norm.ppf([0.2, 0.45, 0.7])] * 2)
+    wanted = decode(folder, np.stack([x, y[::-1]], axis=-1).reshape(-1, 2))
+    tiles = crop_tiles(path, 3, 3, 128)[:, :, ::4, ::4]
+    assert np.abs(tiles - wanted.reshape(3, 3, 32, 32, 3)).max() <= 1
+    with Image.open(path) as picture:
+        assert np.allclose(picture.info["dpi"], 300, atol=0.1)
+
+
 def test_grid_of_three_latents_is_the_principal_plane(studio):
     tiles = crop_tiles(studio[3] / "figures/latent_grid.png", 15, 15, 128)
     center, axes = principal_plane(encode(studio[3]))
@@ -195,24 +210,26 @@ def test_grid_of_three_latents_is_the_principal_plane(studio):
         assert np.abs(tiles[row, column, ::4, ::4] - wanted).max() <= 2
 
 
-def test_grid_is_one_call_with_ppf_codes(plot, studio, tmp_path):
+def test_grid_decodes_each_ppf_code_once_in_batches(plot, studio, tmp_path):
     decoder, calls = load(studio[2], "decoder"), []
-    predict = decoder.predict
+    predict = decoder.predict_on_batch
 
-    def count(codes, **options):
-        calls.append((codes, options))
-        return predict(codes, **options)
+    def count(codes):
+        calls.append(codes)
+        return predict(codes)
 
-    decoder.predict = count
-    positions = scipy.stats.norm.ppf(np.linspace(0.1, 0.9, 5))
+    decoder.predict_on_batch = count
+    positions = scipy.stats.norm.ppf(np.linspace(0.1, 0.9, 9))
     plane = plot.Plane(None, np.ones(2))
     plot.plot_grid(tmp_path / "grid.png", decoder, plane, positions)
-    ((codes, options),) = calls
-    codes = codes.reshape(5, 5, 2)
-    assert options["batch_size"] == 32
+    assert len(calls) == 9 * 2  # a row is a batch of 8 and one of the rest
+    codes = np.concatenate(calls).reshape(9, 9, 2)
+    assert (
+        np.ptp(codes[..., 0], axis=0).max() == np.ptp(codes[..., 1], axis=1).max() == 0
+    )
     np.testing.assert_allclose(codes[0, :, 0], positions, atol=1e-6)
     np.testing.assert_allclose(codes[:, 0, 1], positions[::-1], atol=1e-6)
-    np.testing.assert_allclose(codes[2, 2], 0, atol=1e-6)
+    np.testing.assert_allclose(codes[4, 4], 0, atol=1e-6)
 
 
 def test_grey_pictures_of_any_size(plot, tmp_path):
@@ -340,6 +357,15 @@ def test_values_of_every_source(plot, tmp_path):
     assert values == {"label": ["5", "7", "3"]}
 
 
+def test_a_damaged_manifest_costs_the_colours_only(copy, run):
+    folder = copy(2)
+    (folder / "data/raw/manifest.jsonl").write_text('{"file": "000001.jp')
+    code, output, _ = run(folder, GRID_SIZE=2)
+    assert code == 0 and "coloured by nothing" in output
+    assert f"Left out the colours: {folder / 'data/raw'} (RAW_DIR): " in output
+    assert {path.name for path in (folder / "figures").iterdir()} == FIGURES
+
+
 def test_colours_follow_the_values(plot):
     colors, legend = plot.paint(["10", "9", "10", "8"])
     assert list(legend) == ["8", "9", "10"]  # as numbers, not as words
@@ -444,10 +470,12 @@ def test_an_array_of_another_size(copy, run):
     [
         ({"GRID_SIZE": 1}, "GRID_SIZE = 1: expected 2 to 40"),
         ({"GRID_SIZE": 15.0}, "GRID_SIZE = 15.0: expected 2 to 40"),
+        ({"RAW_DIR": None}, "expected texts"),
         ({"QUANTILES": 0.05}, "QUANTILES = 0.05: expected two"),
         ({"QUANTILES": (0.9, 0.1)}, "QUANTILES = (0.9, 0.1)"),
         ({"QUANTILES": (0, 1)}, "QUANTILES = (0, 1)"),
         ({"MORPH_PATH": "circle"}, "MORPH_PATH = 'circle': expected"),
+        ({"MORPH_PATH": []}, "MORPH_PATH = []: expected"),
         ({"MORPH_PATH": ["000001.jpg"]}, "MORPH_PATH = ['000001.jpg']: expected"),
         ({"MORPH_PATH": ["000001.jpg", "no.jpg"]}, "MORPH_PATH: ['no.jpg'] not in"),
         ({"COLOR_BY": "age"}, "COLOR_BY = 'age': "),
@@ -457,6 +485,45 @@ def test_bad_settings(studio, run, settings, words):
     code, _, message = run(studio[2], **settings)
     assert code == 1 and words in message
     assert "Edit it at the top of plot_latent.py." in message
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_earlier_one(
+    copy, run, plot, monkeypatch
+):
+    def fail(path, *values):
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    folder = copy(2)
+    (folder / "figures").mkdir()
+    (folder / "figures/latent_grid.png").write_bytes(b"earlier")
+    monkeypatch.setattr(plot, "plot_grid", fail)
+    code, _, message = run(folder)
+    assert code == 1 and "No space left on device" in message
+    assert str(folder / "figures/latent_grid.png") in message
+    (file,) = (folder / "figures").iterdir()  # no temporary one
+    assert file.read_bytes() == b"earlier"
+
+
+def test_ctrl_c_ends_with_130_and_whole_files(copy):
+    folder = copy(2)
+    script = copy_script("plot_latent.py", folder, **SETTINGS)
+    process = subprocess.Popen(
+        [sys.executable, "-u", script.name],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines = iter(process.stdout.readline, "")
+    assert any(line.startswith("Drawing decoder_") for line in lines)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130 and "run again" in message
+    assert "Traceback" not in message
+    figures = folder / "figures"
+    names = {path.name for path in figures.iterdir()} if figures.exists() else set()
+    assert names < FIGURES
 
 
 def test_no_model_ends_with_a_message_and_no_traceback(tmp_path):
