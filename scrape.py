@@ -371,7 +371,7 @@ class Fetcher(requests.adapters.HTTPAdapter):
             timeout: `seconds` and `silence` as above. What it takes is subtracted.
         """
         host = self.host(request.url)
-        for tries in (1, 2, 3):
+        for tries, wait in enumerate((1, 2, 0), start=1):
             with host.turns:
                 with self.lock:
                     start = max(time.monotonic(), host.start)
@@ -383,7 +383,9 @@ class Fetcher(requests.adapters.HTTPAdapter):
                 start = time.monotonic()
                 answer = self.exchange(request, host, timeout, kwargs)
                 timeout.seconds -= time.monotonic() - start
-            status, wait = answer.status_code, tries
+            if timeout.seconds <= 0:  # here for slow redirects, below for slow bodies
+                raise Failure("refused", "took too long in all", final=True)
+            status = answer.status_code
             if status not in (429, 500, 502, 503, 504):
                 host.bad = 0
                 break
@@ -486,7 +488,7 @@ class Folder:
             import fcntl
 
             fcntl.flock(self.manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self.path, self.lock, self.goal, self.trouble = path, threading.RLock(), 0, None
+        self.path, self.lock, self.goal = path, threading.RLock(), 0
         entries = read_lines(path / "manifest.jsonl")
         self.entries = {str(each["file"]): each for each in entries if "file" in each}
         entries += read_lines(path / "failed.jsonl")
@@ -510,15 +512,16 @@ class Folder:
         self.number = max([0, *(int(stem) for stem in stems if stem.isdecimal())])
 
     def append(self, name, entry):
-        """Append a line to a .jsonl file, unless an earlier one may be torn."""
+        """Append a line to a .jsonl file, or nothing of it where the disk is full."""
+        path = self.path / name
         with self.lock:
-            if self.trouble:
-                raise Failure("stopped")
+            path.touch()
+            size = path.stat().st_size
             try:
-                with (self.path / name).open("ab") as file:
+                with path.open("ab") as file:
                     file.write(json.dumps(entry).encode() + b"\n")
-            except OSError as error:
-                self.trouble = error
+            except OSError:
+                os.truncate(path, size)
                 raise
 
     def save(self, body, ending, entry):
@@ -593,7 +596,8 @@ class KeywordCrawler(icrawler.Crawler):
         self.engine, self.about, self.keyword = engine, about, about.get("keyword")
         self.folder, self.fetcher, self.settings = folder, fetcher, settings
         self.pages, self.tasks = collections.deque(pages), queue.Queue()
-        self.counts, self.seconds, self.failure = collections.Counter(), 0.0, None
+        self.counts, self.seconds = collections.Counter(), 0.0
+        self.failure = self.trouble = None  # why its pages ended early; what stops us
         self.listed = 0  # pictures on its pages
         self.stale = 0  # pages in a row that listed only what is known
         self.parser.worker_exec = self.read_pages
@@ -620,6 +624,8 @@ class KeywordCrawler(icrawler.Crawler):
                 time.sleep(0.05)
         finally:
             self.seconds += time.monotonic() - start
+        if self.trouble:
+            raise self.trouble
 
     def read_pages(self):
         """Read pages of results until there are none: the work of a parser thread."""
@@ -709,7 +715,7 @@ class KeywordCrawler(icrawler.Crawler):
                 entry |= {"engine": self.engine.name, "keyword": self.keyword}
                 self.folder.append("failed.jsonl", entry)
         except Exception as error:  # a full disk or a mistake of ours stops the run
-            self.folder.trouble = self.folder.trouble or error
+            self.trouble = error
             self.fetcher.halt.set()
 
     def take(self, address, task):
@@ -793,8 +799,6 @@ def crawl_all(crawlers, folder, settings, live):
         if room > 0 and (crawler.pages or not crawler.tasks.empty()):
             folder.goal = len(folder.names) + room
             crawler.crawl(live)
-        if folder.trouble:
-            raise folder.trouble
 
 
 def collect(settings, out_dir, listed):

@@ -366,7 +366,8 @@ def bing_page(gallery, items, query, mode, headers):
         cells += ['<a class="iusc" m="{&quot;murl&quot;:">broken</a>', "<b>no link</b>"]
     for item in items:
         fields = {
-            "cid": "x", "purl": f"https://pages.example/{item['number']}",
+            "cid": "x",
+            "purl": item.get("page", f"https://pages.example/{item['number']}"),
             "murl": item["url"], "turl": item.get("thumbnail"), "md5": "0",
             "mid": "y", "t": "A \ue000bodybuilder\ue001", "desc": "",
         }  # fmt: skip
@@ -475,14 +476,9 @@ def fault_bomb(gallery, handler, name):
 
 def fault_gzip(gallery, handler, name):
     """A picture, or /faults/gzip_bomb: 200 MB in 200 kB."""
-    body = make_picture(name)
+    body = gzip.compress(make_picture(name))
     if name == "gzip_bomb":
-        packer = zlib.compressobj(9, wbits=31)
-        body = (
-            b"".join(packer.compress(bytes(10**6)) for _ in range(200)) + packer.flush()
-        )
-    else:
-        body = gzip.compress(body)
+        body = gzip.compress(bytes(10**6)) * 200
     send(handler, body, kind="image/jpeg", headers={"Content-Encoding": "gzip"})
 
 
@@ -531,6 +527,14 @@ def fault_moved(gallery, handler, name):
     handler.send_response(302)
     handler.send_header("Location", f"/faults/plain_{name}")
     stream(gallery, handler, bytes(100_000), times=10**9, status=None)
+
+
+def fault_detour(gallery, handler, name):
+    """/faults/detour_5: five redirects, each after a pause."""
+    gallery.closing.wait(0.7)
+    count = int(name.partition("_")[2])
+    target = f"/faults/detour_{count - 1}" if count > 1 else "/faults/plain_detour"
+    send(handler, b"", 302, headers={"Location": target})
 
 
 def fault_latin(gallery, handler, name):

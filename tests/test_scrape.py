@@ -98,6 +98,7 @@ def closed_port():
 def test_faults_of_images(tmp_path, gallery):
     good, rude, down, slow, hasty, sick = gallery.addresses
     saved = {
+        good + "/faults/once_429_0.jpg": ".jpg",
         good + "/faults/webp_1.jpg": ".webp",
         good + "/faults/plain_1.JPG": ".jpg",
         good + "/faults/plain_2": ".jpg",
@@ -105,10 +106,11 @@ def test_faults_of_images(tmp_path, gallery):
         good + "/faults/plain_größe ü.jpg": ".jpg",
         good + "/faults/gzip_1.jpg": ".jpg",
         good + "/faults/moved_1.jpg": ".jpg",
-        good + "/faults/once_429_1.jpg": ".jpg",
+        good + "/faults/once_429_1.jpg": ".jpg",  # with good answers in between
         good + "/faults/once_503_1.jpg": ".jpg",
         good + "/faults/once_500.jpg": ".jpg",
         good + "/faults/latin.jpg": ".jpg",
+        good + "/faults/once_429_2.jpg": ".jpg",
     }
     failed = {
         good + "/faults/status_404.jpg": "HTTP 404",
@@ -123,6 +125,7 @@ def test_faults_of_images(tmp_path, gallery):
         good + "/faults/endless.jpg": "more than 2000000 bytes",
         slow + "/faults/drip.jpg": "took too long",
         slow + "/faults/headers.jpg": "took too long",
+        slow + "/faults/detour_5.jpg": "took too long",
         good + "/faults/loop.jpg": "more than five redirects",
         good + "/faults/noai.jpg": "X-Robots-Tag",
         good.replace("http", "ftp") + "/faults/plain_4.jpg": "no web address",
@@ -164,8 +167,10 @@ def test_faults_of_images(tmp_path, gallery):
     assert lines[good + "/faults/moved_1.jpg"]["final_url"].endswith("plain_moved_1")
     assert gallery.asked("/faults/once_429_1") == 2
     assert gallery.asked("/faults/plain_3.png?sig=a%2Fb&w=9") == 1
+    assert gallery.asked("/faults/loop") == 6
+    assert gallery.asked("/faults/drop") == 2  # a kept connection may just have ended
     summary = next(line for line in result.stdout.splitlines() if "commons" in line)
-    for count in ("saved 52", "duplicate 1", "too small 1", "broken 4", "HTTP 404 1",
+    for count in ("saved 54", "duplicate 1", "too small 1", "broken 4", "HTTP 404 1",
                   "HTTP 429 3", "HTTP 500 1", "HTTP 503 2", "noai 1"):  # fmt: skip
         assert count in summary
     # What failed for good is not asked again; the rest is.
@@ -189,8 +194,10 @@ def test_a_thumbnail_is_taken_where_the_picture_is_gone(tmp_path, gallery):
 
 def test_one_image_host_in_five_is_dead(tmp_path, gallery):
     gallery.add(200, hosts=[*gallery.addresses[:4], closed_port()])
-    assert crawl(tmp_path, gallery).returncode == 0
+    result = crawl(tmp_path, gallery)
+    assert result.returncode == 0
     assert len(pictures(tmp_path)) == 160
+    assert "host left 3" in result.stdout  # 36 or so of the 40: it was asked no more
 
 
 def test_private_addresses_are_refused_on_the_socket(tmp_path, gallery, monkeypatch):
@@ -249,13 +256,15 @@ def test_nothing_odd_in_a_picture_or_a_title_is_passed_on(tmp_path, gallery):
     file = io.BytesIO()
     pages = [Image.new("RGB", (160, 160), colour) for colour in ("red", "blue")]
     pages[0].save(file, "MPO", save_all=True, append_images=pages[1:])
+    gallery.pictures["/several"] = file.getvalue()
+    gallery.items.append({"url": gallery.address + "/several"})
     data = file.getvalue()[:-100]
     place = data.index(b"MPF\0") + 8  # Pillow warns of these
     gallery.pictures["/odd"] = data[:place] + b"\xff" * 4 + data[place + 4 :]
     gallery.items.append({"url": gallery.address + "/odd"})
     result = crawl(tmp_path, gallery)
     assert (result.returncode, result.stderr) == (0, "")
-    assert pictures(tmp_path) == ["000001.jpg", "000002.jpg"]
+    assert pictures(tmp_path) == ["000001.jpg", "000002.jpg", "000003.jpg"]
     text = raw(tmp_path, "CREDITS.md").read_text(encoding="utf-8")
     assert "Half a character" in text
     assert r"R\&D \~x\~ \$1" in text
@@ -362,6 +371,16 @@ def test_an_unreachable_engine_is_left_and_the_next_one_asked(tmp_path, gallery)
     assert "python tests/draw_athletes.py" in result.stderr
 
 
+def test_silent_engines_cost_less_than_a_minute_in_all(tmp_path, gallery):
+    gallery.modes["commons"] = "silent"
+    ends = {**gallery.endpoints, "openverse": closed_port()}
+    engines = ("commons",) + ("openverse",) * 24  # two of the 50 s are for the first
+    edits = {"ENGINES": engines, "ENDPOINTS": ends, "PAGE_TIMEOUT": 600}
+    result = crawl(tmp_path, gallery, **edits)
+    assert "commons: unreachable" in result.stderr
+    assert len(gallery.requests) == 1
+
+
 def test_a_slow_page_of_results_is_waited_for(tmp_path, gallery):
     gallery.add(5)
     gallery.modes["commons"] = "slow"
@@ -400,6 +419,13 @@ def test_an_engine_that_repeats_itself_is_left(tmp_path, gallery, engine):
     assert len(gallery.requests) - gallery.asked("/pictures/") == 4
 
 
+def test_no_page_is_asked_for_before_it_is_needed(tmp_path, gallery):
+    gallery.add(500)
+    gallery.delay = 0.05
+    assert crawl(tmp_path, gallery, MAX_NUM=60).returncode == 0
+    assert gallery.asked("/w/api.php") <= 3  # of ten
+
+
 def test_a_page_that_was_waited_for_comes_in_the_second_round(tmp_path, gallery):
     gallery.add(60, keyword="a")
     gallery.add(5, start=100, keyword="b")
@@ -415,9 +441,10 @@ def test_a_page_that_was_waited_for_comes_in_the_second_round(tmp_path, gallery)
 def test_what_an_engine_listed_is_fetched_though_it_refuses_later(tmp_path, gallery):
     gallery.add(30, keyword="a")
     gallery.modes["commons"] = ["ok", 403]
-    result = crawl(tmp_path, gallery, KEYWORDS=("a", "b"), MAX_NUM=24)
+    result = crawl(tmp_path, gallery, KEYWORDS=("a", "b", "c"), MAX_NUM=24)
     assert result.returncode == 0
     assert len(pictures(tmp_path)) == 24
+    assert gallery.asked("/w/api.php") == 2  # for "c" it is not asked any more
     assert 'commons "b": saved 0' in result.stdout
     assert "refused: HTTP 403" in result.stdout
 
@@ -443,6 +470,14 @@ def test_openverse_gives_more_than_one_query_shows(tmp_path, gallery):
     for path, _ in gallery.requests:
         assert "mature" not in path
         assert "filter_dead=false" in path or "/pictures/" in path
+
+
+def test_openverse_is_not_asked_for_more_than_it_shows(tmp_path, gallery):
+    gallery.add(260, license="by")
+    result = crawl(tmp_path, gallery, ENGINES=("openverse",))
+    assert len(pictures(tmp_path)) == 240
+    assert gallery.asked("/v1/images/") == 12 + 7  # the other licences have no picture
+    assert "refused: " not in result.stdout
 
 
 def test_licence_filters(tmp_path, gallery):
@@ -498,6 +533,9 @@ def test_manners(tmp_path, gallery):
     (agent,) = {headers["User-Agent"] for _, headers in gallery.requests}
     assert agent.startswith("bodybuilder-vae/1.0 (me@example.org) icrawler/")
     assert gallery.most_at_once[gallery.address] == 1  # an engine
+    paths = [path for path, _ in gallery.requests if path.startswith("/v1/images/")]
+    assert paths  # what Commons gives itself is not asked for
+    assert all("excluded_source=wikimedia" in path for path in paths)
     assert gallery.most_at_once[gallery.addresses[1]] == 2
 
 
@@ -517,6 +555,15 @@ def test_pauses_are_kept(tmp_path, gallery):
     assert gallery.times[path][1] - gallery.times[path][0] > 1
 
 
+def test_a_host_is_not_asked_at_once_again(tmp_path, gallery):
+    gallery.add(10)
+    gallery.items = [{"url": gallery.addresses[1] + path} for path in gallery.pictures]
+    assert crawl(tmp_path, gallery, HOST_DELAY={"127.0.0.1": 0.3}).returncode == 0
+    times = [time for path in gallery.pictures for time in gallery.times[path]]
+    assert len(times) == 10
+    assert max(times) - min(times) > 9 * 0.3 - 1
+
+
 def test_delays_of_hosts(gallery):
     scrape = load_script("scrape.py")
     settings = {"CONTACT": "", "ENDPOINTS": gallery.endpoints, "HOST_CONCURRENCY": 2}
@@ -526,6 +573,9 @@ def test_delays_of_hosts(gallery):
     assert fetcher.host("https://upload.wikimedia.org/x").delay == 6
     assert fetcher.host("https://a.example/x").delay == 1
     assert fetcher.host("https://b.example/x").delay == 0.2
+    for name, at_once in (("a", 1), ("b", 2)):
+        turns = fetcher.host(f"https://{name}.example/x").turns
+        assert sum(turns.acquire(blocking=False) for _ in range(5)) == at_once
     settings["CONTACT"] = "me@example.org"
     fetcher = scrape.Fetcher(types.SimpleNamespace(**settings))
     assert fetcher.host("https://upload.wikimedia.org/x").delay == 0.2
@@ -541,10 +591,9 @@ def test_an_empty_contact_is_spoken_of(tmp_path, gallery):
 def test_lists_of_addresses(tmp_path, gallery):
     gallery.add(12)
     urls = [item["url"] for item in gallery.items]
-    text = (
-        "# ours\n" + urls[0] + "\n\n" + "\r\n".join(urls[1:4]) + "\n" + urls[0] + "\n"
-    )
-    (tmp_path / "list.txt").write_text(text, encoding="utf-8")
+    lines = [urls[0], "# ours", "", *urls[1:4], urls[2]]
+    text = "\ufeff" + "\r\n".join(lines)  # as Windows' editor writes it
+    (tmp_path / "list.txt").write_bytes(text.encode())
     edits = {"ENGINES": ("urls",), "URL_FILE": "list.txt"}
     assert crawl(tmp_path, gallery, **edits).returncode == 0
     assert sorted(line["url"] for line in read(tmp_path)) == sorted(urls[:4])
@@ -600,6 +649,15 @@ def test_runs_again(tmp_path, gallery):
     assert gallery.requests == []
 
 
+def test_pages_that_are_known_are_passed_over(tmp_path, gallery):
+    gallery.add(260)
+    assert crawl(tmp_path, gallery, MAX_NUM=230).returncode == 0
+    del gallery.requests[:]
+    assert crawl(tmp_path, gallery).returncode == 0
+    assert len(pictures(tmp_path)) == 260
+    assert gallery.asked("/pictures/") == 30
+
+
 def test_a_folder_of_pictures_without_a_manifest_is_respected(tmp_path, gallery):
     gallery.add(6)
     raw(tmp_path).mkdir(parents=True)
@@ -611,6 +669,8 @@ def test_a_folder_of_pictures_without_a_manifest_is_respected(tmp_path, gallery)
         "000041.PNG", "000042.jpg", "000043.jpg", "000044.jpg", "000045.jpg",
     ]  # fmt: skip
     assert raw(tmp_path, "mine.jpg").read_bytes() == make_picture(2)
+    assert crawl(tmp_path, gallery).returncode == 0
+    assert raw(tmp_path, "000046.jpg").exists()
     sums = {line["sha256"] for line in read(tmp_path)}
     assert hashlib.sha256(make_picture(2)).hexdigest() not in sums
 
@@ -753,8 +813,9 @@ def small_disk(folder, options):
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_disk_full(tmp_path, gallery):
-    gallery.add(200)
+@pytest.mark.parametrize("title", ["Short", "Long " * 1500])
+def test_disk_full(tmp_path, gallery, title):
+    gallery.add(200, title=title)  # a long one: its line finds no room
     with small_disk(tmp_path / "data", "size=200k"):
         result = crawl(tmp_path, gallery)
         assert result.returncode == 1
@@ -788,10 +849,12 @@ def test_folder_read_only(tmp_path, gallery):
 
 def test_too_few(tmp_path, gallery):
     gallery.add(5)
-    result = crawl(tmp_path, gallery, MIN_NUM=6)
+    result = crawl(tmp_path, gallery, MIN_NUM=6, DOWNLOADER_THREADS=1)
     assert result.returncode == 1
     assert f"5 images in {raw(tmp_path)}, fewer than MIN_NUM = 6" in result.stderr
     assert len(pictures(tmp_path)) == 5
+    saved = [line["url"] for line in read(tmp_path)]
+    assert saved == [item["url"] for item in gallery.items]  # the best first
     assert "\x1b" not in result.stdout
 
 
