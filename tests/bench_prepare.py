@@ -14,7 +14,7 @@ off the centre, at known boxes, runs preprocess.py on them as a user does, and p
   fitted by "crop" and by "subject".
 
 The settings of preprocess.py were chosen with the scenes of seed 1000. What is printed
-comes from another seed, of which nothing was seen before. It takes twelve minutes on two cores.
+comes from another seed, which played no part in that. It takes twelve minutes.
 """
 
 import concurrent.futures

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+import types
 import zlib
 
 import cv2
@@ -61,8 +62,24 @@ def make_png(width, height, depth, color_type, lines):
     return b"\x89PNG\r\n\x1a\n" + chunks + chunk(b"IEND", b"")
 
 
-def read(path, image_size=64):
-    return preprocess.read_image(path, image_size, 1, 10**8)
+def read(path, least_side=128):
+    return preprocess.read_image(path, least_side, 1, 10**8)
+
+
+SETTINGS = {
+    "image_size": 64, "color": "rgb", "fit": "crop", "margin": 1.15, "confidence": 2.0,
+    "checks": False, "border_levels": 8, "min_contrast": 6.0, "max_aspect": 4.0,
+    "min_side": 64, "max_pixels": 50_000_000, "min_sharpness": 0.3, "hash_bits": 8,
+    "max_difference": 0.065, "mirror": True,
+}  # fmt: skip
+
+
+def make_settings(**edits):
+    return types.SimpleNamespace(**SETTINGS | edits)
+
+
+def make_row(source, **edits):
+    return preprocess.make_row("x", source, make_settings(**edits))
 
 
 def corners(image, inset=8):
@@ -142,13 +159,13 @@ def test_a_large_jpeg_is_decoded_smaller_and_turned(tmp_path):
     exif[0x0112] = 6
     data = encode(draw_quarters(1206, 806), "JPEG", exif=exif)
     (tmp_path / "x.jpg").write_bytes(data)
-    image, width, height = read(tmp_path / "x.jpg", 64)
+    image, width, height = read(tmp_path / "x.jpg", 128)
     assert (width, height) == (806, 1206)
     assert image.shape == (302, 202, 3)  # a quarter, not the eighth: 128 at the least
     assert_corners(image, [BLUE, RED, YELLOW, GREEN], 6)
-    row = preprocess.make_row("x", tmp_path / "x.jpg", 64, "rgb", "crop", 1, 10**8)
-    assert row[2] == (0, 200, 806, 806)  # in pixels of the file
-    assert_corners(row[1], [BLUE, RED, YELLOW, GREEN], 6)
+    row = make_row(tmp_path / "x.jpg")
+    assert row.box == (0, 200, 806, 806)  # in pixels of the file
+    assert_corners(row.pixels, [BLUE, RED, YELLOW, GREEN], 6)
 
 
 def test_decoding_smaller_costs_little(tmp_path):
@@ -161,9 +178,12 @@ def test_decoding_smaller_costs_little(tmp_path):
     box = preprocess.choose_box(1200, 800, "crop")
     assert box == (200, 0, 800, 800)
     expected = preprocess.cut(whole, (200, 0, 1000, 800), 64)
-    row = preprocess.make_row("x", tmp_path / "x.jpg", 64, "rgb", "crop", 1, 10**8)
-    assert row[2] == box
-    assert psnr(row[1], expected) > 40
+    for fit, least in (("subject", 40), ("crop", 34)):  # at 1/4 and at 1/8 of the size
+        row = make_row(
+            tmp_path / "x.jpg", fit=fit, confidence=99
+        )  # the centre for both
+        assert row.box == box
+        assert psnr(row.pixels, expected) > least
 
 
 @pytest.mark.parametrize(
@@ -346,18 +366,16 @@ def test_an_extreme_strip_takes_no_memory():
 
 
 def test_colours_of_arrays():
-    options = (28, "gray", "crop", 64, 10**8)  # the bounds are for files
     grey = draw_noise(6, 28, 28, 1)
     for source in (grey, grey[..., 0]):
-        name, pixels, box = preprocess.make_row("x_train[0]", source, *options)
-        assert (name, box) == ("x_train[0]", (0, 0, 28, 28))
-        assert np.array_equal(pixels, grey)
-    _, pixels, _ = preprocess.make_row("x", grey, 28, "rgb", "crop", 64, 10**8)
-    assert np.array_equal(pixels, np.dstack([grey] * 3))
-    quarters = draw_quarters(64, 64)
-    _, pixels, _ = preprocess.make_row("x", quarters, *options)
-    assert pixels.shape == (28, 28, 1)
-    assert [color[0] for color in corners(pixels, 4)] == [76, 150, 29, 226]
+        row = make_row(source, image_size=28, color="gray", checks=True)
+        assert (row.name, row.reason, row.box) == ("x", "", (0, 0, 28, 28))
+        assert np.array_equal(row.pixels, grey)  # the bounds are for files
+    row = make_row(grey, image_size=28)
+    assert np.array_equal(row.pixels, np.dstack([grey] * 3))
+    row = make_row(draw_quarters(64, 64), image_size=28, color="gray")
+    assert row.pixels.shape == (28, 28, 1)
+    assert [color[0] for color in corners(row.pixels, 4)] == [76, 150, 29, 226]
 
 
 # ----------------------------------------------------------------------------
@@ -365,27 +383,51 @@ def test_colours_of_arrays():
 # ----------------------------------------------------------------------------
 def test_array_counts_what_was_written(tmp_path):
     images = [draw_noise(seed, 28, 28) for seed in range(3)]
-    rows = [("a", images[0], (0, 0, 9, 9)), ("b", None, "torn"), ("c", images[1], ())]
-    index, rejected = preprocess.write_array(tmp_path / "x", rows, (28, 28, 3), True)
+    views = [draw_noise(seed, 128, 128) for seed in range(2)]
+    rows = [
+        preprocess.Row("a", "", images[0], (0, 0, 9, 9), view=views[0]),
+        preprocess.Row("b", "torn"),
+        preprocess.Row("c", "", images[1], (1, 2, 3, 3), view=views[1]),
+    ]
+    file = io.BytesIO()
+    written, rejected = preprocess.write_array(
+        tmp_path / "x", rows, (28, 28, 3), True, file
+    )
     array = np.load(tmp_path / "x", allow_pickle=False)
     assert array.shape == (4, 28, 28, 3) and array.dtype == np.uint8
     assert np.array_equal(array[2], images[1])
     assert np.array_equal(array[3], images[1][:, ::-1])
-    assert index == [("a", 0, 0, 0, 9, 9), ("a", 1, 0, 0, 9, 9), ("c", 0), ("c", 1)]
-    assert rejected == [("b", "torn")]
-    index, _ = preprocess.write_array(tmp_path / "x", rows, (28, 28, 3), False)
+    assert [(row.name, row.box) for row in written] == [
+        ("a", (0, 0, 9, 9)),
+        ("c", (1, 2, 3, 3)),
+    ]
+    assert [(row.name, row.reason) for row in rejected] == [("b", "torn")]
+    assert file.getvalue() == np.array(views).tobytes()
+    preprocess.write_array(tmp_path / "x", rows, (28, 28, 3), False, file)
     assert np.array_equal(np.load(tmp_path / "x"), images[:2])
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_rows_are_taken_out_of_an_array(tmp_path, step):
+    images = np.array([draw_noise(seed, 28, 28) for seed in range(6 * step)])
+    np.save(tmp_path / "x.npy", images)
+    preprocess.keep_rows(tmp_path / "x.npy", [1, 2, 5], step)
+    groups = images.reshape(6, step, 28, 28, 3)[[1, 2, 5]]
+    np.save(tmp_path / "y.npy", groups.reshape(-1, 28, 28, 3))
+    assert np.array_equal(np.load(tmp_path / "x.npy"), np.load(tmp_path / "y.npy"))
+    size = (tmp_path / "x.npy").stat().st_size
+    assert size == (tmp_path / "y.npy").stat().st_size
 
 
 def test_rows_keep_their_order_whatever_the_threads():
     sources = [(str(number), draw_noise(number, 40, 40)) for number in range(50)]
-    options = (28, "rgb", "crop", 64, 10**8)
-    alone = list(preprocess.make_rows(sources, options, 1))
-    assert [row[0] for row in alone] == [str(number) for number in range(50)]
+    alone = list(preprocess.make_rows(sources, make_settings(), 1))
+    assert [row.name for row in alone] == [str(number) for number in range(50)]
     for threads in (2, 7, 100):
-        rows = preprocess.make_rows(sources, options, threads)
+        rows = preprocess.make_rows(sources, make_settings(), threads)
         for row, expected in zip(rows, alone, strict=True):
-            assert row[0] == expected[0] and np.array_equal(row[1], expected[1])
+            assert row.name == expected.name
+            assert np.array_equal(row.pixels, expected.pixels)
 
 
 def test_order_is_shuffled_but_for_x_test(tmp_path):
@@ -401,6 +443,223 @@ def test_order_is_shuffled_but_for_x_test(tmp_path):
     assert [name for name, _ in again] == [name for name, _ in sources]
     other = preprocess.list_sources(tmp_path / "x.npz", 1)
     assert [name for name, _ in other] != [name for name, _ in sources]
+
+
+# ----------------------------------------------------------------------------
+# Subjects
+# ----------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def scenes():
+    """Return athletes on cluttered backgrounds: [(picture, true box)]."""
+    athletes = load_script("tests/draw_athletes.py")
+    draw_scene = load_script("tests/bench_prepare.py").draw_scene
+    return [draw_scene(5, index, athletes) for index in range(16)]
+
+
+def test_the_square_holds_the_athletes(scenes, tmp_path):
+    whole, centred, areas = 0, 0, []
+    for picture, (left, top, width, height) in scenes:
+        Image.fromarray(picture).save(tmp_path / "x.png")
+        for fit in ("subject", "crop"):
+            row = make_row(tmp_path / "x.png", fit=fit, checks=True)
+            x, y, side, _ = row.box
+            inside = x <= left and y <= top
+            inside &= left + width <= x + side and top + height <= y + side
+            whole += inside and fit == "subject"
+            centred += inside and fit == "crop"
+        row = make_row(tmp_path / "x.png", fit="subject", checks=True)
+        areas.append(row.box[2] ** 2 / max(width, height) ** 2)
+    assert whole >= 15 and centred <= 10
+    assert np.median(areas) < 1.8  # close about them: 1.32 is the margin alone
+
+
+def test_what_is_cut_is_what_the_box_says(scenes, tmp_path):
+    picture, _ = scenes[0]
+    framed = np.pad(picture, ((40, 20), (30, 10), (0, 0)), constant_values=7)
+    Image.fromarray(framed).save(tmp_path / "x.png")
+    for fit in ("subject", "crop", "pad"):
+        row = make_row(tmp_path / "x.png", fit=fit, checks=True)
+        left, top, side, _ = row.box
+        inner = picture[max(0, top - 40) : top - 40 + side]
+        inner = inner[:, max(0, left - 30) : left - 30 + side]
+        if fit == "subject":  # no border came with it
+            assert min(left - 30, top - 40) >= 0
+            assert left - 30 + side <= picture.shape[1]
+        if inner.shape[:2] == (side, side):
+            assert psnr(row.pixels, preprocess.resize(inner, 64, 64)) > 45
+
+
+def test_without_a_subject_the_centre_is_taken(tmp_path):
+    Image.fromarray(draw_noise(1, 400, 300)).save(tmp_path / "x.png")
+    row = make_row(tmp_path / "x.png", fit="subject")
+    assert row.box == (50, 0, 300, 300) and row.confidence < 2
+    flat = np.full((300, 400, 3), 90, np.uint8)
+    subject, confidence = preprocess.find_subject(flat)
+    assert confidence < 2 and np.isfinite(subject).all()
+
+
+def test_squares_are_moved_rather_than_padded():
+    def choose(*subject, width=850, height=567):
+        return preprocess.choose_box(width, height, "subject", subject, 1.15)
+
+    assert choose(300, 100, 400, 300) == (235, 85, 230, 230)
+    assert choose(0, 0, 100, 200) == (0, 0, 230, 230)
+    assert choose(750, 400, 850, 567) == (658, 375, 192, 192)
+    assert choose(200, 0, 400, 560) == (6, -14, 588, 588)  # 5 % about it, no more
+    assert choose(0, 100, 850, 400) == (0, -175, 850, 850)  # all of it
+
+
+# ----------------------------------------------------------------------------
+# Checks
+# ----------------------------------------------------------------------------
+def test_uniform_borders_are_trimmed():
+    photo = draw_noise(2, 100, 80)
+    framed = np.full((120, 150, 3), 200, np.uint8)
+    framed[30:110, 5:105] = photo
+    noise = np.random.default_rng(0).integers(-2, 3, framed.shape)
+    framed = np.where(framed == 200, framed + noise, framed).astype(np.uint8)
+    assert tuple(preprocess.trim(framed, 8)) == (5, 30, 105, 110)
+    assert tuple(preprocess.trim(photo, 8)) == (0, 0, 100, 80)
+    flat = np.full((50, 60, 3), 9, np.uint8)
+    assert tuple(preprocess.trim(flat, 8)) == (0, 0, 60, 50)
+
+
+def test_unfit_pictures_say_why(tmp_path):
+    strip, small = draw_noise(1, 410, 100), np.full((300, 300, 3), 250, np.uint8)
+    small[100:140, 100:150] = draw_noise(2, 50, 40)
+    grey = 128 + draw_noise(3, 200, 200) // 25  # a deviation of 3
+    for image, words in (
+        (strip, "too long: 410 x 100, above MAX_ASPECT"),
+        (small, "too small: 50 x 40 within its border"),
+        (grey, "uniform: contrast"),
+    ):
+        Image.fromarray(image).save(tmp_path / "x.png")
+        assert words in make_row(tmp_path / "x.png", checks=True).reason
+        assert make_row(tmp_path / "x.png").pixels is not None  # without the checks
+    Image.fromarray(strip[:, :400]).save(tmp_path / "x.png")
+    assert make_row(tmp_path / "x.png", checks=True, min_contrast=0).reason == ""
+
+
+def change(picture, kind):
+    """Return a copy of a picture as the web is full of, uint8 (H, W, 3)."""
+    height, width = picture.shape[:2]
+    if kind == "JPEG 50":
+        data = io.BytesIO(encode(picture, "JPEG", quality=50))
+        return np.asarray(Image.open(data))
+    if kind == "0.5x":
+        return preprocess.resize(picture, width // 2, height // 2)
+    if kind == "mirror":
+        return picture[:, ::-1]
+    if kind == "5 % crop":
+        return picture[height // 30 :, : -width // 25]
+    return cv2.convertScaleAbs(picture, alpha=1.25)
+
+
+KINDS_OF_COPIES = ("JPEG 50", "0.5x", "mirror", "5 % crop", "brightness")
+
+
+@pytest.fixture(scope="module")
+def checked(scenes, tmp_path_factory):
+    """Run the script on scenes, copies of them, athletes that are alike, and others."""
+    folder = tmp_path_factory.mktemp("checked")
+    assert run_script("tests/draw_athletes.py", folder, NUM_IMAGES=40).returncode == 0
+    (folder / "data" / "raw" / "factors.csv").unlink()
+    for number, (picture, _) in enumerate(scenes[:10]):
+        kind = KINDS_OF_COPIES[number % 5]
+        for name, image in (
+            (number, picture),
+            (f"copy{number}", change(picture, kind)),
+        ):
+            path = folder / "data" / "raw" / f"scene-{name}.png"
+            Image.fromarray(image).save(path)
+    blurred = cv2.GaussianBlur(scenes[10][0], (0, 0), 14)
+    Image.fromarray(blurred).save(folder / "data" / "raw" / "blurred.png")
+    edits = {"INPUT": "data/raw", "IMAGE_SIZE": 64, "FIT": "subject", "CHECKS": True}
+    result = run_script("preprocess.py", folder, MIRROR=True, SEED=0, **edits)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_copies_are_rejected_and_the_largest_stays(checked, scenes):
+    table = read_table(checked / "data" / "rejected.csv")
+    rejected = {line["file"]: line["reason"] for line in table}
+    assert rejected.pop("blurred.png").startswith("blurred: sharpness")
+    pairs = {
+        frozenset((name, reason.removeprefix("a near-duplicate of ")))
+        for name, reason in rejected.items()
+    }
+    names = [(f"scene-{i}.png", f"scene-copy{i}.png") for i in range(10)]
+    assert pairs == set(map(frozenset, names))  # and no athlete for another
+    for number in range(10):
+        if KINDS_OF_COPIES[number % 5] in ("0.5x", "5 % crop"):
+            assert f"scene-copy{number}.png" in rejected
+
+
+def test_what_is_left_is_in_step(checked, scenes):
+    index = read_table(checked / "data" / "images.csv")
+    images = np.load(checked / "data" / "images.npy", allow_pickle=False)
+    assert images.shape == (100, 64, 64, 3) and len(index) == 100
+    assert [int(line["row"]) for line in index] == list(range(100))
+    assert np.array_equal(images[1::2], images[::2, :, ::-1])
+    data = (checked / "data" / "images.npy").read_bytes()
+    assert index[0]["images_id"] == hashlib.sha256(data).hexdigest()[:16]
+    for line in index[::2]:
+        path = checked / "data" / "raw" / line["file"]
+        row = make_row(path, fit="subject", checks=True)
+        assert np.array_equal(images[int(line["row"])], row.pixels)
+        box = tuple(int(line[x]) for x in ("left", "top", "width", "height"))
+        assert box == row.box and float(line["confidence"]) == row.confidence
+
+
+def test_figures_show_boxes_and_reasons(checked):
+    for name, count in (("fitted", 48), ("rejected", 11)):
+        with Image.open(checked / "figures" / f"{name}.png") as file:
+            sheet = np.asarray(file)
+        assert sheet.shape[1] == 8 * 160
+        lines = -(-count // 8)
+        assert sheet.shape[0] == lines * 172 + 20
+        green = (sheet == (0, 255, 0)).all(axis=2)
+        for number in range(count):
+            top, left = number // 8 * 172, number % 8 * 160
+            assert green[top : top + 160, left : left + 160].sum() > 100
+
+
+def test_pixels_decide_not_hashes(checked):
+    """The hashes of athletes are alike: without pixels some would go."""
+    paths = sorted((checked / "data" / "raw").glob("0*.jpg"))
+    rows = [make_row(path, checks=True) for path in paths]
+    pairs = preprocess.find_similar(np.array([row.hashes for row in rows]), 8)
+    assert len(pairs) > 10
+    views = np.array([row.view for row in rows])
+    assert preprocess.find_faults(rows, views, make_settings(), 2) == {}
+
+
+def test_clusters_keep_one(scenes):
+    pictures = [picture for picture, _ in scenes[:2] for _ in range(7)]
+    views = np.array([preprocess.resize(picture, 128, 128) for picture in pictures])
+    rows = [
+        preprocess.Row(
+            str(number),
+            area=1000 - abs(number - 3),
+            sharpness=1,
+            hashes=preprocess.hash_view(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)),
+        )
+        for number, view in enumerate(views)
+    ]
+    faults = preprocess.find_faults(rows, views, make_settings(), 2)
+    assert faults == {
+        **{number: "a near-duplicate of 3" for number in range(7) if number != 3},
+        **{number: "a near-duplicate of 7" for number in range(8, 14)},
+    }
+
+
+def test_arrays_are_not_checked(tmp_path):
+    images = np.zeros((6, 28, 28), np.uint8)  # all uniform, all equal
+    np.savez(tmp_path / "x.npz", x_train=images)
+    edits = {"INPUT": "x.npz", "IMAGE_SIZE": 28, "CHECKS": True, "MIRROR": False}
+    result = run_script("preprocess.py", tmp_path, COLOR="gray", **edits)
+    assert result.returncode == 0
+    assert np.load(tmp_path / "data" / "images.npy").shape == (6, 28, 28, 1)
 
 
 # ----------------------------------------------------------------------------
@@ -481,6 +740,7 @@ def finished(tmp_path_factory):
     settings = {"INPUT": "data/raw", "OUTPUT_FILE": "data/images.npy", "SEED": 0}
     settings |= {"IMAGE_SIZE": 64, "COLOR": "rgb", "FIT": "crop", "MIRROR": True}
     settings |= {"MIN_SIDE": 64, "MAX_PIXELS": 50_000_000, "FIGURE_DIR": "figures"}
+    settings |= {"CHECKS": False}  # many of the good ones are equal
     result = run_script("preprocess.py", folder, **settings)
     assert result.returncode == 0, result.stderr
     return {
@@ -504,7 +764,7 @@ def test_script_writes_the_array(finished):
 def test_script_writes_the_index(finished):
     index, images = finished["index"], finished["images"]
     assert list(index[0]) == (
-        "row file mirrored left top width height images_id".split()
+        "row file mirrored left top width height confidence images_id".split()
     )
     assert [int(line["row"]) for line in index] == list(range(len(images)))
     assert [line["mirrored"] for line in index] == ["0", "1"] * len(finished["good"])
@@ -590,7 +850,9 @@ def test_a_name_that_is_no_text(tmp_path):
     for name in (b"\xff\xfe.png", b"\xfd"):
         with open(os.path.join(raw, name), "wb") as file:
             file.write(encode(draw_quarters(), "PNG"))
-    result = run_script("preprocess.py", tmp_path, INPUT="raw", IMAGE_SIZE=28)
+    result = run_script(
+        "preprocess.py", tmp_path, INPUT="raw", IMAGE_SIZE=28, CHECKS=False
+    )
     assert result.returncode == 0
     table = read_table(tmp_path / "data" / "images.csv")
     assert {line["file"] for line in table} == {"\\udcff\\udcfe.png"}
@@ -652,6 +914,15 @@ def assert_message(result, *words):
         {"MIN_SIDE": 64.5},
         {"MAX_PIXELS": -1},
         {"SEED": None},
+        {"CHECKS": 1},
+        {"MARGIN": 0.9},
+        {"CONFIDENCE": "high"},
+        {"BORDER_LEVELS": 8.5},
+        {"MIN_CONTRAST": None},
+        {"MAX_ASPECT": 0},
+        {"MIN_SHARPNESS": True},
+        {"HASH_BITS": -1},
+        {"MAX_DIFFERENCE": -0.1},
     ],
     ids=str,
 )
@@ -711,6 +982,7 @@ def test_no_usable_file_is_an_error_and_keeps_the_earlier_array(tmp_path):
         "images.npy",
         "rejected.csv",
     ]
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["rejected.png"]
     table = read_table(tmp_path / "data" / "rejected.csv")
     assert [line["file"] for line in table] == ["page.jpg"]
 
@@ -735,6 +1007,64 @@ def test_mnist_without_the_web(tmp_path, monkeypatch):
     assert_message(result, "Cannot use mnist", "URL fetch failure", ".npz")
 
 
+def test_damaged_pictures_give_a_row_or_a_reason(tmp_path):
+    bench = load_script("tests/bench_preprocess.py")
+    random = np.random.default_rng(1)
+    seeds = bench.make_seeds(random)
+    good = 0
+    with preprocess.hold_back_stderr(pass_on=False):  # libtiff's complaints
+        for number in range(500):
+            ending = list(seeds)[number % len(seeds)]
+            path = tmp_path / f"x.{ending}"
+            path.write_bytes(bench.damage(seeds[ending], random))
+            row = make_row(path, fit="subject", checks=True, max_pixels=10**6)
+            assert (row.pixels is None) == bool(row.reason)
+            good += not row.reason
+    assert 10 < good < 490
+
+
+def test_ycck_and_animated_and_unreadable(tmp_path):
+    image = Image.fromarray(draw_quarters()).convert("CMYK")
+    image.save(tmp_path / "x.jpg", quality=95)
+    data = (tmp_path / "x.jpg").read_bytes()
+    place = data.index(b"Adobe") + 11  # 0: CMYK; 2: YCCK, as Photoshop writes
+    assert data[place] in (0, 2)
+    (tmp_path / "y.jpg").write_bytes(data[:place] + b"\2" + data[place + 1 :])
+    with Image.open(tmp_path / "y.jpg") as file:
+        expected = np.asarray(file.convert("RGB"))
+    assert np.array_equal(read(tmp_path / "y.jpg")[0], expected)
+    assert not np.array_equal(read(tmp_path / "x.jpg")[0], expected)
+
+
+@unix
+def test_files_that_vanish_or_may_not_be_read(tmp_path):
+    gone = make_row(tmp_path / "gone.png")
+    assert "no file" in gone.reason
+    path = tmp_path / "x.png"
+    path.write_bytes(encode(draw_quarters(), "PNG"))
+    path.chmod(0)
+    row = make_row(path)
+    assert row.reason.startswith("damaged or unreadable") or os.geteuid() == 0
+
+
+@unix
+def test_two_runs_at_once(slow):
+    command = [sys.executable, "preprocess.py"]
+    for number in range(40, 400):
+        (slow / "raw" / f"{number}.png").unlink()
+    runs = [
+        subprocess.Popen(command, cwd=slow, stderr=subprocess.PIPE) for _ in range(2)
+    ]
+    for process in runs:
+        assert process.communicate(timeout=120)[1] == b"" and process.returncode == 0
+    data = (slow / "data" / "images.npy").read_bytes()
+    images_id = hashlib.sha256(data).hexdigest()[:16]
+    index = read_table(slow / "data" / "images.csv")
+    assert len(index) == 80 and {line["images_id"] for line in index} == {images_id}
+    left = sorted(path.name for path in (slow / "data").iterdir())
+    assert left == ["images.csv", "images.npy", "rejected.csv"]
+
+
 # ----------------------------------------------------------------------------
 # Stopped in the middle
 # ----------------------------------------------------------------------------
@@ -751,7 +1081,7 @@ def slow(tmp_path):
             shutil.copy(raw / "0.png", raw / f"{number}.png")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "images.npy").write_bytes(b"earlier")
-    copy_script("preprocess.py", tmp_path, INPUT="raw", IMAGE_SIZE=64)
+    copy_script("preprocess.py", tmp_path, INPUT="raw", IMAGE_SIZE=64, CHECKS=False)
     return tmp_path
 
 
@@ -791,7 +1121,7 @@ def test_kill_keeps_the_earlier_array_and_is_cleared_up_later(slow):
     other.write_bytes(b"other")
     old = time.time() - 3600
     os.utime(temporary, (old, old))
-    result = run_script("preprocess.py", slow, INPUT="raw", IMAGE_SIZE=64)
+    result = run_script("preprocess.py", slow, INPUT="raw", IMAGE_SIZE=64, CHECKS=False)
     assert result.returncode == 0
     assert np.load(slow / "data" / "images.npy").shape == (2, 64, 64, 3)
     assert not temporary.exists()
