@@ -259,7 +259,7 @@ def main():
                 rate, flops[name] = alone(take_rate, file, network, STEPS)
                 rates[name].append(rate)
         print(
-            "network                images/s: median, least to most  to article  of peak"
+            "network                images/s: median, least to most  to article of peak"
         )
         medians = {name: statistics.median(values) for name, values in rates.items()}
         for name, rate in medians.items():
