@@ -73,7 +73,7 @@ KL_WEIGHT = 5e-4  # more: smoother and blurrier; 1 / (H*W*C) is the weight of th
 EPOCHS = 50  # raised after the end, training goes on, at the rate of the longer plan
 BATCH_SIZE = 32  # images a step on each device; fewer need less memory
 OPTIMIZER = "adam"  # or "rmsprop" or "sgd"
-LEARNING_RATE = None  # None: 3e-3 for adam, 3e-3 for rmsprop, 2 for sgd
+LEARNING_RATE = None  # None: 3e-3 for adam, 3e-3 for rmsprop, 1 for sgd
 VALIDATION_IMAGES = 256  # held-out rows from the end, even, at most a tenth of all
 PRECISION = "float32"  # or "mixed_bfloat16": faster where the CPU or GPU has it
 SEED = 0  # another seed finds another map of the same pictures
@@ -298,7 +298,7 @@ def build_optimizer(name, learning_rate, steps, replicas=1):
     kind, measured, options = {
         "adam": (keras.optimizers.Adam, 3e-3, {}),
         "rmsprop": (keras.optimizers.RMSprop, 3e-3, {}),
-        "sgd": (keras.optimizers.SGD, 2.0, {"momentum": 0.9}),
+        "sgd": (keras.optimizers.SGD, 1.0, {"momentum": 0.9}),
     }[name]
     rate, warmup = learning_rate or measured, max(1, steps // 20)
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -449,8 +449,9 @@ class Recorder(keras.callbacks.Callback):
         self.start = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
-        if not math.isfinite(logs["loss"]):
-            raise FloatingPointError(f"the loss of a step is {float(logs['loss'])}")
+        loss = float(logs["loss"])
+        if not (math.isfinite(loss) and logs["reconstruction_loss"] < 10):
+            raise FloatingPointError(f"the loss has risen to {loss:.4g}")
 
     def on_epoch_end(self, epoch, logs=None):
         row = {"epoch": epoch + 1, **{name: float(x) for name, x in logs.items()}}
