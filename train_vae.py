@@ -628,6 +628,8 @@ def build_models(sizes, settings, steps, strategy):
     """Build the encoder, the decoder to logits, and the compiled model of both."""
     keras.utils.set_random_seed(settings["SEED"])
     keras.config.set_dtype_policy(settings["PRECISION"])
+    # TensorFlow 2.21 fails, with a message, to fuse leaky units in training anyway.
+    tf.config.optimizer.set_experimental_options({"remapping": False})
     weight, seed = settings["KL_WEIGHT"], settings["SEED"]
     rate, replicas = settings["LEARNING_RATE"], strategy.num_replicas_in_sync
     cluster = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
