@@ -65,7 +65,7 @@ MODEL_DIR = "model"  # another folder keeps this model beside the next one
 FIGURE_DIR = "figures"
 
 # Model
-LATENT_DIM = 2  # 2 can be drawn as a plane; 16 to 64 give sharper pictures
+LATENT_DIM = 2  # 2 can be drawn as a plane; 16 to 64 need a lower KL_WEIGHT to gain
 FILTERS = (16, 32, 64, 128)  # channels of the stages: wider ones, or more, are slower
 KL_WEIGHT = 5e-4  # more: smoother and blurrier; 1 / (H*W*C) is the weight of the ELBO
 

@@ -268,6 +268,17 @@ def test_traversals_are_ordered_by_kl(studio):
         assert np.abs(tiles[row, :, ::4, ::4] - wanted).max() <= 1
 
 
+def test_traversals_put_the_largest_kl_on_top_whatever_its_number(
+    plot, studio, tmp_path
+):
+    decoder = load(studio[3], "decoder")
+    plot.plot_traversals(tmp_path / "t.png", decoder, np.array([1.0, 3.0, 2.0]))
+    tiles = crop_tiles(tmp_path / "t.png", 3, 11, 128)
+    for row, latent in enumerate((1, 2, 0)):
+        wanted = decode(studio[3], 2.5 * np.eye(3)[[latent]])[0]
+        assert np.abs(tiles[row, -1, ::4, ::4] - wanted).max() <= 1
+
+
 def test_traversals_mark_what_carries_nothing(plot, studio, tmp_path):
     decoder, margins = load(studio[3], "decoder"), []
     for nats in (0.03, 0.02, 0.001, np.nan):
@@ -278,6 +289,16 @@ def test_traversals_mark_what_carries_nothing(plot, studio, tmp_path):
     assert marked[2] > 100 and (marked[:2] == 0).all()
     assert abs(margins[1] - margins[0]).max() < 100  # only a digit
     assert margins[3][2] < margins[0][2]  # no number where nothing is known
+
+
+def test_a_walk_has_visibly_equal_steps(plot):
+    z = keras.Input((2,))  # grey pictures that change near 0 only
+    x = keras.layers.Lambda(lambda z: keras.ops.sigmoid(5 * z[:, :1]))(z)
+    decoder = keras.Model(z, keras.layers.Reshape((1, 1, 1))(x))
+    walk = plot.follow(decoder, np.array([[-3.0, 0.0], [3.0, 0.0]]), 40)
+    grey = plot.decode(decoder, walk).ravel().astype(int)
+    steps = np.abs(grey - np.roll(grey, 1))
+    assert len(walk) == 40 and steps.max() < 25  # of 255; equal in z: 90
 
 
 def test_loop_is_smooth_and_round(studio):
@@ -387,6 +408,15 @@ def test_map_changes_with_the_colours(copy, run):
     colourful = [np.ptp(picture, axis=2) > 60 for picture in pictures]
     assert min(map(np.count_nonzero, colourful)) > 400
     assert (np.abs(pictures[0] - pictures[1]).max(axis=2) > 60).sum() > 300
+
+
+def test_the_map_knows_which_rows_were_held_out(plot, copy, run, monkeypatch):
+    folder, seen = copy(2), []
+    monkeypatch.setattr(plot, "plot_map", lambda *values: seen.append(values) or "")
+    run(folder)  # ends where the map would be written
+    held_out = seen[0][4]
+    settings = json.loads((folder / "model/summary.json").read_text())["settings"]
+    assert held_out.tolist() == [row >= settings["num_train"] for row in range(120)]
 
 
 @pytest.mark.parametrize("latent_dim", [2, 3])
