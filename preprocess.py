@@ -49,9 +49,7 @@ FIGURE_DIR = "figures"
 # Data
 IMAGE_SIZE = 256  # side in pixels, a multiple of 4; twice the side, four times the work
 COLOR = "rgb"  # or "gray": one channel instead of three
-FIT = (
-    "subject"  # a square about the main subject; or "crop" the centre, "pad", "stretch"
-)
+FIT = "subject"  # a square about it; or "crop" the centre, "pad" or "stretch" all
 MIRROR = True  # add the left-right mirror of each picture: twice the rows
 MIN_SIDE = 64  # pixels; of a picture with a shorter side most would be made up
 MAX_PIXELS = 50_000_000  # a larger picture is rejected before it fills the memory
@@ -228,19 +226,17 @@ def find_subject(image):
     score = cv2.GaussianBlur(np.hypot(*slopes) * (0.5 + skin), (0, 0), 2.5) + 1e-6
     levels = (255 / score.max() * score).astype(np.uint8)
     otsu, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_OTSU)
-    _, labels, parts, _ = cv2.connectedComponentsWithStats(
-        (levels > 0.75 * otsu).astype(np.uint8)
-    )
+    parts = (levels > 0.75 * otsu).astype(np.uint8)
+    _, labels, boxes, _ = cv2.connectedComponentsWithStats(parts)
     sums = np.bincount(labels.ravel(), score.ravel())
     sums[0] = 0  # the background
-    left, top, wide, high, _ = parts[sums >= 0.4 * sums.max()].T
-    left, top, right, bottom = min(left), min(top), max(left + wide), max(top + high)
-    chosen = np.isin(labels, np.flatnonzero(sums >= 0.4 * sums.max()))
+    best = np.flatnonzero(sums >= 0.4 * sums.max())
+    chosen = np.isin(labels, best)
     rest = score if chosen.all() else score[~chosen]
-    confidence = score[chosen].mean() / rest.mean()
-    return np.array([left, top, right, bottom]) / scale, round(
-        float(min(confidence, 99)), 2
-    )
+    confidence = min(99.0, float(score[chosen].mean() / rest.mean()))
+    left, top, wide, high, _ = boxes[best].T
+    edges = min(left), min(top), max(left + wide), max(top + high)
+    return np.array(edges) / scale, round(confidence, 2)
 
 
 def choose_box(width, height, fit, subject=None, margin=1):
@@ -430,9 +426,8 @@ def keep_rows(path, numbers, step):
     images = np.load(path, mmap_mode="r+")
     for new, old in enumerate(numbers):
         if new != old:
-            images[step * new : step * (new + 1)] = images[
-                step * old : step * (old + 1)
-            ]
+            group = images[step * old : step * (old + 1)]
+            images[step * new : step * (new + 1)] = group
     images.flush()
     with open(path, "r+b") as file:
         write_header(file, (step * len(numbers), *images.shape[1:]))
@@ -479,46 +474,51 @@ def find_similar(hashes, max_bits):
     return sorted(pairs)
 
 
-def measure_difference(first, second):
-    """Return how much two views, uint8 (H, W, 3), differ where they differ most.
+def align(first, second):
+    """Move and stretch the second of two views, uint8 (H, W, 3), to lie on the first.
 
-    The second is moved and stretched to lie on the first, and the brightness of the
-    first is fitted to it. What is compared is the mean difference in windows of a
-    twelfth of the side, in standard deviations: infinite where nothing fits.
+    Returns the second, and where it covers the first, bool (H, W). Raises cv2.error
+    where they cannot be laid on each other.
     """
-    size = first.shape[1::-1]
-    warp = np.eye(2, 3, dtype=np.float32)
+    size, warp = len(first), np.eye(2, 3, dtype=np.float32)
     greys = [cv2.cvtColor(view, cv2.COLOR_RGB2GRAY) for view in (first, second)]
-    try:
-        for side, rounds, blur in ((48, 20, 5), (size[0], 8, 3)):
-            parts = [cv2.resize(x, (side, side), interpolation=3) for x in greys]
-            stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, rounds, 1e-4)
-            warp[:, 2] *= side
-            _, warp = cv2.findTransformECC(
-                *parts, warp, cv2.MOTION_AFFINE, stop, None, blur
-            )
-            warp[:, 2] /= side
-    except cv2.error:  # they cannot be laid on each other
-        return np.inf
-    warp[:, 2] *= size[0]
+    for side, rounds, blur in ((48, 20, 5), (size, 8, 3)):  # roughly, then well
+        parts = [cv2.resize(x, (side, side), interpolation=3) for x in greys]
+        stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, rounds, 1e-4)
+        affine = cv2.MOTION_AFFINE
+        warp[:, 2] *= side
+        _, warp = cv2.findTransformECC(*parts, warp, affine, stop, None, blur)
+        warp[:, 2] /= side
+    warp[:, 2] *= size
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    second = cv2.warpAffine(second, warp, size, flags=flags)
-    covered = cv2.warpAffine(np.full_like(greys[0], 255), warp, size, flags=flags)
-    covered = cv2.erode(covered, np.ones((9, 9)), borderValue=0) == 255
+    second = cv2.warpAffine(second, warp, (size, size), flags=flags)
+    covered = np.full((size, size), 255, np.uint8)
+    covered = cv2.warpAffine(covered, warp, (size, size), flags=flags)
+    return second, cv2.erode(covered, np.ones((9, 9)), borderValue=0) == 255
+
+
+def measure_difference(first, second):
+    """Return how much two views, uint8 (S, S, 3), differ where they differ most.
+
+    One is laid on the other and its brightness fitted. What is compared is the mean
+    difference in windows of a twelfth of the side, in standard deviations: infinite
+    where nothing fits.
+    """
+    try:
+        second, covered = align(first, second)
+    except cv2.error:
+        return np.inf
     if covered.mean() < 0.6:
         return np.inf
     # A brighter copy has lost what lies above white, unless white is most of it.
     bright = cv2.dilate(cv2.max(first, second), np.ones((5, 5))).max(axis=2) >= 240
     used = covered & ~bright if (covered & ~bright).mean() > 0.3 else covered
     views = [cv2.GaussianBlur(x.astype("f4"), (0, 0), 1.5) for x in (first, second)]
-    means, deviations = [], []
-    for view in views:
-        mean, deviation = cv2.meanStdDev(view, mask=used.astype(np.uint8))
-        means.append(mean.mean())
-        deviations.append(np.sqrt(np.mean(deviation**2) + mean.var()) + 1e-6)
-    fitted = (views[0] - means[0]) * (deviations[1] / deviations[0]) + means[1]
-    gaps = np.abs(fitted - views[1]).mean(axis=2) * used / deviations[1]
-    return cv2.blur(gaps, (size[0] // 12, size[0] // 12)).max()
+    (mean, deviation), (other, scale) = ((v[used].mean(), v[used].std()) for v in views)
+    scale += 1e-6
+    fitted = (views[0] - mean) * (scale / (deviation + 1e-6)) + other
+    gaps = np.abs(fitted - views[1]).mean(axis=2) * used / scale
+    return cv2.blur(gaps, (len(first) // 12,) * 2).max()
 
 
 def find_faults(rows, views, settings, threads):
@@ -535,9 +535,8 @@ def find_faults(rows, views, settings, threads):
         for number in np.flatnonzero(sharpness < limit)
     }
     sharp = [number for number in range(len(rows)) if number not in faults]
-    pairs = find_similar(
-        np.array([rows[number].hashes for number in sharp]), settings.hash_bits
-    )
+    hashes = np.array([rows[number].hashes for number in sharp])
+    pairs = find_similar(hashes, settings.hash_bits)
 
     def compare(pair):
         first, second = views[sharp[pair[0]]], views[sharp[pair[1]]]
@@ -545,13 +544,12 @@ def find_faults(rows, views, settings, threads):
 
     cluster = list(range(len(sharp)))  # the largest picture of each one's cluster
     with concurrent.futures.ThreadPoolExecutor(threads) as executor:
-        for (*pair, _), difference in zip(
-            pairs, executor.map(compare, pairs), strict=True
-        ):
-            if difference <= settings.max_difference:
-                pair = {cluster[number] for number in pair}
-                best = max(pair, key=lambda number: (rows[sharp[number]].area, -number))
-                cluster = [best if other in pair else other for other in cluster]
+        differences = list(executor.map(compare, pairs))
+    for (*pair, _), difference in zip(pairs, differences, strict=True):
+        if difference <= settings.max_difference:
+            pair = {cluster[number] for number in pair}
+            best = max(pair, key=lambda number: (rows[sharp[number]].area, -number))
+            cluster = [best if other in pair else other for other in cluster]
     for number, best in enumerate(cluster):
         if best != number:
             faults[sharp[number]] = f"a near-duplicate of {rows[sharp[best]].name}"
@@ -617,39 +615,57 @@ def plot_dataset(path, images_file, step):
 
 def check_settings(settings):
     """End the script with a message if a setting is not what it has to be."""
-    fits = ("subject", "crop", "pad", "stretch")
-    for names, good, expected in (
-        ("input output_file figure_dir", lambda x: type(x) is str and x, "a text"),
-        ("output_file", lambda x: x.endswith(".npy"), "a .npy file"),
-        (
-            "image_size",
-            lambda x: type(x) is int and x in range(28, 4097, 4),
-            "a multiple of 4 from 28 to 4096",
-        ),
-        ("color", lambda x: x in ("rgb", "gray"), '"rgb" or "gray"'),
-        ("fit", lambda x: x in fits, f"one of {fits}"),
-        ("mirror checks", lambda x: type(x) is bool, "True or False"),
-        (
-            "min_side max_pixels seed border_levels hash_bits",
-            lambda x: type(x) is int and x >= 0,
-            "a whole number, 0 or more",
-        ),
-        (
-            "confidence min_contrast min_sharpness max_difference",
-            lambda x: type(x) in (int, float) and x >= 0,
-            "a number, 0 or more",
-        ),
-        (
-            "margin max_aspect",
-            lambda x: type(x) in (int, float) and x >= 1,
-            "a number, 1 or more",
-        ),
+    fits, sizes = ("subject", "crop", "pad", "stretch"), range(28, 4097, 4)
+    whole = "min_side max_pixels seed border_levels hash_bits"
+    numbers = "confidence min_contrast min_sharpness max_difference"
+    for names, kinds, good, expected in (
+        ("input output_file figure_dir", [str], len, "a text"),
+        ("output_file", [str], lambda x: x.endswith(".npy"), "a .npy file"),
+        ("image_size", [int], sizes.count, "a multiple of 4 from 28 to 4096"),
+        ("color", [str], ("rgb", "gray").count, '"rgb" or "gray"'),
+        ("fit", [str], fits.count, f"one of {fits}"),
+        ("mirror checks", [bool], lambda x: True, "True or False"),
+        (whole, [int], lambda x: x >= 0, "a whole number, 0 or more"),
+        (numbers, [int, float], lambda x: x >= 0, "a number, 0 or more"),
+        ("margin max_aspect", [int, float], lambda x: x >= 1, "a number, 1 or more"),
     ):
         for name in names.split():
             value = getattr(settings, name)
-            if not good(value):
+            if type(value) not in kinds or not good(value):
                 text = f"{name.upper()} = {value!r}: expected {expected}"
                 sys.exit(f"{text}. Edit it at the top of preprocess.py.")
+
+
+def take_out_faults(path, rows, views, settings, threads):
+    """Take the rows that are no good beside the others out of a .npy file.
+
+    Args:
+        rows: Rows that were checked: all of the file, without mirrors.
+        views: an open file with their views.
+
+    Returns:
+        The Rows that stay, and those that were taken out, with their reasons.
+    """
+    views.flush()
+    pictures = np.memmap(views, np.uint8, "r").reshape(-1, 128, 128, 3)
+    faults = find_faults(rows, pictures, settings, threads)
+    kept = [number for number in range(len(rows)) if number not in faults]
+    keep_rows(path, kept, 1 + settings.mirror)
+    rejected = [rows[number]._replace(reason=faults[number]) for number in faults]
+    return [rows[number] for number in kept], rejected
+
+
+def write_index(path, images_file, rows, step):
+    """Write images.csv: `step` lines for each Row, all with the id of the array."""
+    with open(images_file, "rb") as file:
+        images_id = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    header = "row file mirrored left top width height confidence images_id"
+    lines = (
+        (step * n + mirrored, row.name, mirrored, *row.box, row.confidence, images_id)
+        for n, row in enumerate(rows)
+        for mirrored in range(step)
+    )
+    write_table(path, header, lines)
 
 
 def prepare(sources, settings, shape, failure):
@@ -670,13 +686,8 @@ def prepare(sources, settings, shape, failure):
     ):
         rows, rejected = write_array(new_output, rows, shape, settings.mirror, views)
         if rows and rows[0].hashes is not None:
-            views.flush()
-            pictures = np.memmap(views, np.uint8, "r").reshape(-1, 128, 128, 3)
-            faults = find_faults(rows, pictures, settings, threads)
-            kept = [number for number in range(len(rows)) if number not in faults]
-            keep_rows(new_output, kept, step)
-            rejected += [rows[x]._replace(reason=faults[x]) for x in faults]
-            rows = [rows[number] for number in kept]
+            rows, faulty = take_out_faults(new_output, rows, views, settings, threads)
+            rejected += faulty
         rejected.sort(key=lambda row: row.name)
         with replacing(output.with_name("rejected.csv")) as new_rejected:
             lines = ((row.name, row.reason) for row in rejected)
@@ -687,18 +698,17 @@ def prepare(sources, settings, shape, failure):
         reasons = f"{len(rejected)} rejected{reasons and ', such as '}{reasons}"
         if not rows:
             sys.exit(f"{failure} {reasons}; see {output.with_name('rejected.csv')}")
-        with open(new_output, "rb") as file:
-            images_id = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        header = "row file mirrored left top width height confidence images_id"
-        lines = (
-            (step * number + mirrored, row.name, mirrored, *row.box, row.confidence)
-            for number, row in enumerate(rows)
-            for mirrored in range(step)
-        )
-        write_table(new_index, header, ((*line, images_id) for line in lines))
+        write_index(new_index, new_output, rows, step)
         plot_dataset(new_dataset, new_output, step)
         plot_originals(new_fitted, rows, sources, settings, "inputs and their squares")
     return rows, reasons
+
+
+def clear_up(output):
+    """Remove the temporary files of a run that was killed, ten minutes ago or more."""
+    for leftover in output.parent.glob(f".[0-9]*-{output.name}"):
+        if leftover.stat().st_mtime < time.time() - 600:
+            leftover.unlink(missing_ok=True)
 
 
 def main():
@@ -731,9 +741,7 @@ def main():
     )
     output = Path(OUTPUT_FILE)
     try:
-        for leftover in output.parent.glob(f".[0-9]*-{output.name}"):
-            if leftover.stat().st_mtime < time.time() - 600:  # of a run that was killed
-                leftover.unlink(missing_ok=True)
+        clear_up(output)
         failure = f"Found no usable picture in {place} (INPUT). {remedy} There were"
         rows, reasons = prepare(sources, settings, shape, failure)
     except OSError as error:

@@ -39,7 +39,7 @@ SEED = 0
 def write_pictures(folder, count, seed):
     """Write JPEG files of 850 x 567 pixels: parts of larger pictures, none alike.
 
-    They have a camera's noise and 90 kB or so each.
+    They have a camera's noise and 60 kB or so each.
     """
     bench_prepare = load_script("tests/bench_prepare.py")
     folder.mkdir()
