@@ -281,10 +281,11 @@ def cut(image, edges, image_size):
     if width == height == image_size:
         return image
     border = np.vstack([image[0], image[-1], image[:, 0], image[:, -1]])
-    square = np.full((image_size, image_size, 3), np.median(border, axis=0), np.uint8)
+    color = np.median(border, axis=0)
     left, top = round(max(0, -left) * x), round(max(0, -top) * y)
-    square[top : top + height, left : left + width] = image
-    return square
+    right, bottom = image_size - left - width, image_size - top - height
+    edges = top, bottom, left, right
+    return cv2.copyMakeBorder(image, *edges, cv2.BORDER_CONSTANT, value=color)
 
 
 class Row(typing.NamedTuple):
