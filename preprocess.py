@@ -567,7 +567,7 @@ def write_table(path, header, lines):
 def plot_sheet(path, tiles, columns, side, caption):
     """Draw a sheet of tiles: (image, uint8 (H, W, C), label) in lines of `columns`."""
     high = side + 12 * any(label for _, label in tiles)
-    lines = max(1, -(-len(tiles) // columns))
+    lines = -(-len(tiles) // columns)
     sheet = Image.new("RGB", (columns * side, lines * high + 20), "white")
     draw = ImageDraw.Draw(sheet)
     for number, (image, label) in enumerate(tiles):
@@ -596,13 +596,13 @@ def draw_original(source, box, side, settings):
 
 
 def plot_originals(path, rows, sources, settings, caption):
-    """Draw 48 of the inputs of rows, evenly spread, with their boxes or reasons."""
+    """Draw up to 48 inputs of rows, evenly spread, with their boxes or reasons."""
     rows, places, tiles = sorted(rows, key=lambda row: row.reason), dict(sources), []
-    for number in np.unique(np.linspace(0, len(rows) - 1, 48).astype(int)):
-        for row in rows[number : number + 1]:  # none where there are no rows
-            tile = draw_original(places[row.name], row.box, 160, settings)
-            tiles.append((tile, row.reason or f"confidence {row.confidence or '-'}"))
-    plot_sheet(path, tiles, 8, 160, f"{len(tiles)} of {len(rows)} {caption}")
+    count = min(48, len(rows))
+    for row in (rows[number * len(rows) // count] for number in range(count)):
+        tile = draw_original(places[row.name], row.box, 160, settings)
+        tiles.append((tile, row.reason or f"confidence {row.confidence or '-'}"))
+    plot_sheet(path, tiles, 8, 160, f"{count} of {len(rows)} {caption}")
 
 
 def plot_dataset(path, images_file, step):

@@ -589,12 +589,13 @@ def save_models(folder, encoder, decoder, settings, figures):
         summary_file.write_text(text, encoding="utf-8", newline="\n")
 
 
-def report(history, kl_weight, rows, values, measured):
+def report(recorder, rows, values, measured):
     """Print how good the best epoch is, and return it as a dict.
 
     An epoch trains on that many rows, an image has that many values, H * W * C, and
     measured is what its weights reached on the held-out images.
     """
+    history, kl_weight = recorder.history, recorder.settings["KL_WEIGHT"]
     best = min(history, key=lambda row: row["val_loss"])
     elbo = -values * best["val_reconstruction_loss"] - best["val_kl_loss"]
     seconds = [row["seconds"] for row in history]
@@ -706,45 +707,61 @@ def train(images, mean_image, settings, epochs, folder, figure_dir):
         stock = build_decoder(*sizes, training=False)
         stock.set_weights(decoder.get_weights())
         figures = measure(encoder, stock, held_out, mean_image)
-        rows, kl_weight = steps * batch_size, settings["KL_WEIGHT"]
-        figures = report(recorder.history, kl_weight, rows, mean_image.size, figures)
+        figures = report(recorder, steps * batch_size, mean_image.size, figures)
         save_models(folder, encoder, stock, settings, figures)
         print(f"Wrote {figure_dir / 'loss.png'} and {figure_dir}/reconstructions.png")
         print(f"Wrote {folder / 'encoder.keras'} and {folder / 'decoder.keras'}")
 
 
-def check(good, text):
-    """End the script with a message where a setting is not what it has to be."""
-    if not good:
-        sys.exit(f"{text}. Edit it at the top of train_vae.py.")
+def check_settings(settings):
+    """End the script with a message if a setting is not what it has to be."""
+
+    def whole(low, high):
+        return f"a whole number, {low} to {high}", lambda x: low <= x <= high, [int]
+
+    optimizers, precisions = ("adam", "rmsprop", "sgd"), ("float32", "mixed_bfloat16")
+    evens = range(2, 1_000_000, 2)
+    rules = {
+        "LATENT_DIM": whole(2, 1024),
+        "EPOCHS": whole(1, 1_000_000),
+        "BATCH_SIZE": whole(1, 1_000_000),
+        "VALIDATION_IMAGES": ("an even number above 0", evens.count, [int]),
+        "SEED": whole(0, 2**32 - 1),
+        "FILTERS": (
+            "channels from 1 to 4096, such as (32, 64, 128)",
+            lambda x: x and all(type(n) is int and 0 < n < 4097 for n in x),
+            [tuple, list],
+        ),
+        "KL_WEIGHT": ("a number from 0 up", lambda x: 0 <= x < math.inf, [int, float]),
+        "LEARNING_RATE": (
+            "None or a number above 0",
+            lambda x: x is None or 0 < x < math.inf,
+            [type(None), int, float],
+        ),
+        "OPTIMIZER": (f"one of {optimizers}", optimizers.count, [str]),
+        "PRECISION": (f"one of {precisions}", precisions.count, [str]),
+    }
+    for name, (expected, good, kinds) in rules.items():
+        value = settings[name]
+        if type(value) not in kinds or not good(value):
+            text = f"{name} = {value!r}: expected {expected}"
+            sys.exit(f"{text}. Edit it at the top of train_vae.py.")
 
 
 def main():
     sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be printed
-    for name, value, low, high in (
-        ("LATENT_DIM", LATENT_DIM, 2, 1024),
-        ("EPOCHS", EPOCHS, 1, 1_000_000),
-        ("BATCH_SIZE", BATCH_SIZE, 1, 1_000_000),
-        ("VALIDATION_IMAGES", VALIDATION_IMAGES, 2, 1_000_000),
-        ("SEED", SEED, 0, 2**32 - 1),
-    ):
-        good = type(value) is int and low <= value <= high
-        check(good, f"{name} = {value!r}: expected a whole number, {low} to {high}")
-    even = VALIDATION_IMAGES % 2 == 0
-    check(even, f"{VALIDATION_IMAGES = }: expected an even number")
-    good = type(FILTERS) in (tuple, list) and len(FILTERS) > 0
-    good = good and all(type(n) is int and 0 < n < 4097 for n in FILTERS)
-    check(good, f"{FILTERS = }: expected channels, such as (32, 64, 128)")
-    good = type(KL_WEIGHT) in (int, float) and 0 <= KL_WEIGHT < math.inf
-    check(good, f"{KL_WEIGHT = }: expected a number from 0 up")
-    good = type(LEARNING_RATE) in (int, float) and 0 < LEARNING_RATE < math.inf
-    good = good or LEARNING_RATE is None
-    check(good, f"{LEARNING_RATE = }: expected None or a number above 0")
-    names = ("adam", "rmsprop", "sgd")
-    check(OPTIMIZER in names, f"{OPTIMIZER = }: expected one of {names}")
-    names = ("float32", "mixed_bfloat16")
-    check(PRECISION in names, f"{PRECISION = }: expected one of {names}")
-
+    settings = {  # all that a model depends on, but for the epochs and the array
+        "LATENT_DIM": LATENT_DIM,
+        "FILTERS": FILTERS,
+        "KL_WEIGHT": KL_WEIGHT,
+        "BATCH_SIZE": BATCH_SIZE,
+        "OPTIMIZER": OPTIMIZER,
+        "LEARNING_RATE": LEARNING_RATE,
+        "VALIDATION_IMAGES": VALIDATION_IMAGES,
+        "PRECISION": PRECISION,
+        "SEED": SEED,
+    }
+    check_settings({**settings, "EPOCHS": EPOCHS})
     path, folder, figure_dir = Path(INPUT_FILE), Path(MODEL_DIR), Path(FIGURE_DIR)
     try:
         images, images_id = open_images(path)
@@ -755,19 +772,8 @@ def main():
     except (ValueError, OSError) as error:
         remedy = "Run preprocess.py again."
         sys.exit(f"Cannot use {path.resolve()} (INPUT_FILE): {error}. {remedy}")
-    settings = {
-        "images_id": images_id,
-        "num_train": num_train,
-        "LATENT_DIM": LATENT_DIM,
-        "FILTERS": list(FILTERS),
-        "KL_WEIGHT": KL_WEIGHT,
-        "BATCH_SIZE": BATCH_SIZE,
-        "OPTIMIZER": OPTIMIZER,
-        "LEARNING_RATE": LEARNING_RATE,
-        "VALIDATION_IMAGES": VALIDATION_IMAGES,
-        "PRECISION": PRECISION,
-        "SEED": SEED,
-    }
+    arrays = {"images_id": images_id, "num_train": num_train}
+    settings |= arrays | {"FILTERS": list(FILTERS)}  # as it comes back from JSON
     if num_train < BATCH_SIZE:
         print(f"{BATCH_SIZE = } is more than {num_train} rows: a batch has them all")
     try:
