@@ -23,6 +23,7 @@ import contextlib
 import csv
 import hashlib
 import itertools
+import math
 import os
 import sys
 import tempfile
@@ -422,17 +423,19 @@ def write_header(file, shape):
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def keep_rows(path, numbers, step):
-    """Keep only these groups of `step` rows of a .npy file, in place."""
-    images = np.load(path, mmap_mode="r+")
-    for new, old in enumerate(numbers):
-        if new != old:
-            group = images[step * old : step * (old + 1)]
-            images[step * new : step * (new + 1)] = group
-    images.flush()
+def keep_rows(path, numbers, shape, step):
+    """Keep only these groups of `step` rows, each `shape`, of a .npy file, in place."""
+    size = step * math.prod(shape)
     with open(path, "r+b") as file:
-        write_header(file, (step * len(numbers), *images.shape[1:]))
-        file.truncate(file.tell() + step * len(numbers) * images[0].nbytes)
+        write_header(file, (step * len(numbers), *shape))
+        start = file.tell()
+        for new, old in enumerate(numbers):
+            if new != old:
+                file.seek(start + old * size)
+                group = file.read(size)
+                file.seek(start + new * size)
+                file.write(group)
+        file.truncate(start + len(numbers) * size)
 
 
 # ----------------------------------------------------------------------------
@@ -637,11 +640,11 @@ def check_settings(settings):
                 sys.exit(f"{text}. Edit it at the top of preprocess.py.")
 
 
-def take_out_faults(path, rows, views, settings, threads):
+def take_out_faults(path, rows, shape, views, settings, threads):
     """Take the rows that are no good beside the others out of a .npy file.
 
     Args:
-        rows: Rows that were checked: all of the file, without mirrors.
+        rows: Rows that were checked: all of the file, each `shape`, without mirrors.
         views: an open file with their views.
 
     Returns:
@@ -651,7 +654,7 @@ def take_out_faults(path, rows, views, settings, threads):
     pictures = np.memmap(views, np.uint8, "r").reshape(-1, 128, 128, 3)
     faults = find_faults(rows, pictures, settings, threads)
     kept = [number for number in range(len(rows)) if number not in faults]
-    keep_rows(path, kept, 1 + settings.mirror)
+    keep_rows(path, kept, shape, 1 + settings.mirror)
     rejected = [rows[number]._replace(reason=faults[number]) for number in faults]
     return [rows[number] for number in kept], rejected
 
@@ -687,7 +690,9 @@ def prepare(sources, settings, shape, failure):
     ):
         rows, rejected = write_array(new_output, rows, shape, settings.mirror, views)
         if rows and rows[0].hashes is not None:
-            rows, faulty = take_out_faults(new_output, rows, views, settings, threads)
+            rows, faulty = take_out_faults(
+                new_output, rows, shape, views, settings, threads
+            )
             rejected += faulty
         rejected.sort(key=lambda row: row.name)
         with replacing(output.with_name("rejected.csv")) as new_rejected:

@@ -3,9 +3,9 @@
     python tests/bench_choices.py
 
 Reads   nothing; it draws and prepares its pictures in a temporary folder.
-Writes  nothing but three tables. (With one seed, the network with logits alone was
-        worse than the mean image after 300 steps, 0.553 to 0.540, and better after
-        600, 0.525.)
+Writes  nothing but three tables, after some 20 minutes. (With one seed, the network
+        with logits alone was worse than the mean image after 300 steps, 0.553 to
+        0.540, and better after 600, 0.525.)
 
 All trainings have the same STEPS of 32 images on the same rows, of which a tenth, from
 the end, is held out; all figures are of held-out rows decoded at z_mean, and medians

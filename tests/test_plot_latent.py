@@ -321,12 +321,17 @@ def test_columns_are_walked_down_and_up(plot, copy, run):
     check_steps(frames)
 
 
-def test_files_are_morphed_into_each_other(copy, run):
+def test_files_are_morphed_into_each_other(plot, copy, run, monkeypatch):
     folder = copy(3)
     index = (folder / "data/images.csv").read_text().splitlines()[1:]
     rows = [4, 30, 80]
     files = [index[row].split(",")[1] for row in rows]
+    seen, follow = [], plot.follow
+    monkeypatch.setattr(plot, "follow", lambda *x: seen.append(x[1]) or follow(*x))
     assert run(folder, MORPH_PATH=files)[0] == 0
+    assert np.allclose(seen[0], encode(folder, rows), atol=1e-5)
+    mirrors = encode(folder, [row + 1 for row in rows])
+    assert not np.allclose(seen[0], mirrors, atol=1e-3)  # or this says nothing
     frames = read_gif(folder / "figures/morph.gif")
     assert len(frames) == 90
     check_steps(frames)
@@ -572,6 +577,10 @@ def test_only_held_out_points_have_a_rim(plot, tmp_path):
         held_out = np.arange(40) >= 40 - count
         drawn = points, held_out, colors, None, {}
         plot.plot_map(tmp_path / "map.png", plane, PPF[[0, -1]], *drawn)
-        picture = np.asarray(Image.open(tmp_path / "map.png").convert("L"))
-        dark.append((picture < 60).sum())
+        picture = Image.open(tmp_path / "map.png").convert("RGB")
+        dark.append((np.asarray(picture.convert("L")) < 60).sum())
+        picture = np.asarray(picture)
+        y, x = np.nonzero(np.ptp(picture, axis=2) > 150)
+        assert np.ptp(x) > 700 and np.ptp(y) < 30  # a level line below the centre
+        assert 0.55 < y.mean() / len(picture) < 0.65
     assert dark[1] - dark[0] > 20 * 30

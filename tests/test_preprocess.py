@@ -411,7 +411,7 @@ def test_array_counts_what_was_written(tmp_path):
 def test_rows_are_taken_out_of_an_array(tmp_path, step):
     images = np.array([draw_noise(seed, 28, 28) for seed in range(6 * step)])
     np.save(tmp_path / "x.npy", images)
-    preprocess.keep_rows(tmp_path / "x.npy", [1, 2, 5], step)
+    preprocess.keep_rows(tmp_path / "x.npy", [1, 2, 5], (28, 28, 3), step)
     groups = images.reshape(6, step, 28, 28, 3)[[1, 2, 5]]
     np.save(tmp_path / "y.npy", groups.reshape(-1, 28, 28, 3))
     assert np.array_equal(np.load(tmp_path / "x.npy"), np.load(tmp_path / "y.npy"))
@@ -428,6 +428,22 @@ def test_rows_keep_their_order_whatever_the_threads():
         for row, expected in zip(rows, alone, strict=True):
             assert row.name == expected.name
             assert np.array_equal(row.pixels, expected.pixels)
+
+
+def test_no_more_pictures_are_made_than_memory_needs():
+    taken = []
+
+    class Sources(list):
+        def __iter__(self):
+            for source in super().__iter__():
+                taken.append(source)
+                yield source
+
+    sources = Sources(("x", draw_noise(0, 40, 40)) for _ in range(100))
+    rows = preprocess.make_rows(sources, make_settings(), 2)
+    for done in range(1, 101):
+        next(rows)
+        assert len(taken) <= done + 8  # four for each thread
 
 
 def test_order_is_shuffled_but_for_x_test(tmp_path):
@@ -487,6 +503,22 @@ def test_what_is_cut_is_what_the_box_says(scenes, tmp_path):
             assert left - 30 + side <= picture.shape[1]
         if inner.shape[:2] == (side, side):
             assert psnr(row.pixels, preprocess.resize(inner, 64, 64)) > 45
+
+
+def test_a_subject_decoded_smaller_has_its_box_in_pixels_of_the_file(tmp_path):
+    picture = np.full((2400, 3200, 3), (90, 100, 110), np.uint8)
+    skin = np.array([150, 105, 80]) + draw_noise(0, 20, 20) // 3
+    picture[1200:2000, 1600:2400] = skin.repeat(40, axis=0).repeat(40, axis=1)
+    Image.fromarray(picture).save(tmp_path / "x.jpg", quality=95)
+    with Image.open(tmp_path / "x.jpg") as image:
+        image.draft(None, (128, 128))
+        assert image.width == 3200 / 8  # or this test says nothing
+    for checks in (False, True):
+        row = make_row(tmp_path / "x.jpg", fit="subject", checks=checks)
+        left, top, side, _ = row.box
+        assert max(abs(left + side / 2 - 2000), abs(top + side / 2 - 1600)) < 40
+        assert 800 <= side < 1.4 * 800  # with the checks all around it is trimmed
+        assert np.abs(row.pixels[32, 32] - (192.0, 147, 122)).max() < 60
 
 
 def test_without_a_subject_the_centre_is_taken(tmp_path):

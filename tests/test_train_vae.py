@@ -93,6 +93,17 @@ def test_loss_of_known_values():
     assert kl == pytest.approx(5 * (4 - 1 - math.log(4)) / 2, rel=1e-6)
 
 
+def test_figures_of_an_epoch_count_images_not_batches():
+    layer = train_vae.VAELoss(1.0)
+    for size, z in ((3, 1.0), (1, 5.0)):  # a short last batch
+        images, zero = np.zeros((size, 4, 4, 3)), np.zeros((size, 1))
+        layer([images, images + z, zero + z, zero])
+    parts = {metric.name: float(metric.result()) for metric in layer.metrics}
+    assert parts["kl_loss"] == pytest.approx((3 * 1 + 1 * 25) / 4 / 2)
+    softplus = np.log1p(np.exp([1, 1, 1, 5]))
+    assert parts["reconstruction_loss"] == pytest.approx(softplus.mean(), rel=1e-5)
+
+
 def test_loss_is_the_articles():
     random = np.random.default_rng(1)
     images, logits = random.uniform(size=(2, 3, 4, 4, 3))
@@ -420,9 +431,9 @@ def test_measure_against_numpy():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder in which six epochs were trained on 400 images, and what was printed."""
+    """A folder in which six epochs were trained on 410 images, and what was printed."""
     folder = tmp_path_factory.mktemp("trained")
-    prepare(folder, draw_images(400))
+    prepare(folder, draw_images(410))  # a tenth of them would part a pair
     result = run_script("train_vae.py", folder, **small())
     assert result.returncode == 0
     return folder, result
@@ -454,7 +465,7 @@ def test_files_of_a_training(trained):
         assert float(row["loss"]) == pytest.approx(parts, rel=1e-5)
     summary = read_summary(folder)
     assert summary["settings"]["LATENT_DIM"] == 2
-    assert summary["settings"]["num_train"] == 360
+    assert summary["settings"]["num_train"] == 370
     best = min(history, key=lambda row: float(row["val_loss"]))
     values = 32 * 32 * 3
     elbo = -values * float(best["val_reconstruction_loss"]) - float(best["val_kl_loss"])
@@ -463,7 +474,7 @@ def test_files_of_a_training(trained):
     assert figures["bits_per_value"] == pytest.approx(-elbo / values / math.log(2))
     assert figures["beta"] == pytest.approx(5e-4 * values)
     seconds = sorted(float(row["seconds"]) for row in history)
-    rate = 22 * 16 / (seconds[2] + seconds[3]) * 2
+    rate = 23 * 16 / (seconds[2] + seconds[3]) * 2
     assert figures["images_per_second"] == pytest.approx(rate)
     for name, size in (("loss", (1000, 400)), ("reconstructions", (10 * 128, 2 * 128))):
         with Image.open(folder / f"figures/{name}.png") as image:
@@ -475,8 +486,8 @@ def test_what_a_training_says(trained):
     _, result = trained
     assert result.stderr == ""
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("Training on 360 rows of 32 x 32 x 3, 40 held out: ")
-    assert "18,196 parameters; 6 epochs of 22 steps of 16 im" in lines[0]
+    assert lines[0].startswith("Training on 370 rows of 32 x 32 x 3, 40 held out: ")
+    assert "18,196 parameters; 6 epochs of 23 steps of 16 im" in lines[0]
     assert result.stdout.count("epochs are left, some ") == 1
     assert "5 epochs are left, some " in result.stdout
     units = {line.partition(":")[0]: line.rpartition(" ")[2] for line in lines}
@@ -573,7 +584,7 @@ def strip(history):
 def test_a_stopped_and_a_killed_training_go_on_as_if_nothing_had_been(
     trained, tmp_path
 ):
-    prepare(tmp_path, draw_images(400))
+    prepare(tmp_path, draw_images(410))
     stopped = start(tmp_path, **small())
     picture = tmp_path / "figures/reconstructions.png"  # drawn after the first epoch
     wait_for(picture.exists, stopped)
