@@ -50,7 +50,7 @@ FIGURE_DIR = "figures"
 # Data
 IMAGE_SIZE = 256  # side in pixels, a multiple of 4; twice the side, four times the work
 COLOR = "rgb"  # or "gray": one channel instead of three
-FIT = "subject"  # a square about it; or "crop" the centre, "pad" or "stretch" all
+FIT = "subject"  # a square about it (arrays: "crop"); "crop", "pad" or "stretch"
 MIRROR = True  # add the left-right mirror of each picture: twice the rows
 MIN_SIDE = 64  # pixels; of a picture with a shorter side most would be made up
 MAX_PIXELS = 50_000_000  # a larger picture is rejected before it fills the memory
@@ -332,10 +332,16 @@ def read_source(name, source, least_side, settings):
 
 
 def fit_row(name, source, settings):
-    """Make the Row of an input, or raise ValueError: why there is none."""
-    checks = settings.checks and not isinstance(source, np.ndarray)
+    """Make the Row of an input, or raise ValueError: why there is none.
+
+    An array was prepared by others: it is not checked, and of it the centre is taken
+    where a picture would be searched for its subject.
+    """
+    checks, fit = settings.checks, settings.fit
+    if isinstance(source, np.ndarray):
+        checks, fit = False, "crop" if fit == "subject" else fit
     # A subject is a part of its picture; the checks look at 128 pixels.
-    least = settings.image_size * (1 + (settings.fit == "subject"))
+    least = settings.image_size * (1 + (fit == "subject"))
     least = max(least, 128) if checks else least
     image, width, height = read_source(name, source, least, settings)
     x, y = image.shape[1] / width, image.shape[0] / height  # 1, or less for a JPEG
@@ -357,11 +363,11 @@ def fit_row(name, source, settings):
         sharpness = cv2.Laplacian(grey, cv2.CV_32F).std() / contrast
         found = {"view": view, "sharpness": sharpness, "hashes": hash_view(grey)}
     subject, confidence = None, ""
-    if settings.fit == "subject":
+    if fit == "subject":
         subject, confidence = find_subject(image)
         sure = confidence >= settings.confidence
         subject = subject / (x, y, x, y) if sure else None
-    box = choose_box(width, height, settings.fit, subject, settings.margin)
+    box = choose_box(width, height, fit, subject, settings.margin)
     edges = (box[0] * x, box[1] * y, (box[0] + box[2]) * x, (box[1] + box[3]) * y)
     pixels = cut(image, [round(edge) for edge in edges], settings.image_size)
     if settings.color == "gray":

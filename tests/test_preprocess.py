@@ -685,6 +685,14 @@ def test_clusters_keep_one(scenes):
     }
 
 
+def test_arrays_are_not_searched_for_a_subject():
+    digit = np.zeros((28, 28), np.uint8)
+    digit[4:24, 18:22] = 255
+    row = make_row(digit, image_size=28, color="gray", fit="subject", checks=True)
+    assert row.box == (0, 0, 28, 28) and row.confidence == ""
+    assert np.array_equal(row.pixels[..., 0], digit)
+
+
 def test_arrays_are_not_checked(tmp_path):
     images = np.zeros((6, 28, 28), np.uint8)  # all uniform, all equal
     np.savez(tmp_path / "x.npz", x_train=images)
