@@ -332,21 +332,14 @@ def read_source(name, source, least_side, settings):
 
 
 def fit_row(name, source, settings):
-    """Make the Row of an input, or raise ValueError: why there is none.
-
-    An array was prepared by others: it is not checked, and of it the centre is taken
-    where a picture would be searched for its subject.
-    """
-    checks, fit = settings.checks, settings.fit
-    if isinstance(source, np.ndarray):
-        checks, fit = False, "crop" if fit == "subject" else fit
+    """Make the Row of an input, or raise ValueError: why there is none."""
     # A subject is a part of its picture; the checks look at 128 pixels.
-    least = settings.image_size * (1 + (fit == "subject"))
-    least = max(least, 128) if checks else least
+    least = settings.image_size * (1 + (settings.fit == "subject"))
+    least = max(least, 128) if settings.checks else least
     image, width, height = read_source(name, source, least, settings)
     x, y = image.shape[1] / width, image.shape[0] / height  # 1, or less for a JPEG
     area, left, top, found = width * height, 0, 0, {}
-    if checks:
+    if settings.checks:
         if max(width, height) > settings.max_aspect * min(width, height):
             raise ValueError(f"too long: {width} x {height}, above MAX_ASPECT")
         left, top, right, bottom = trim(image, settings.border_levels)
@@ -363,11 +356,11 @@ def fit_row(name, source, settings):
         sharpness = cv2.Laplacian(grey, cv2.CV_32F).std() / contrast
         found = {"view": view, "sharpness": sharpness, "hashes": hash_view(grey)}
     subject, confidence = None, ""
-    if fit == "subject":
+    if settings.fit == "subject":
         subject, confidence = find_subject(image)
         sure = confidence >= settings.confidence
         subject = subject / (x, y, x, y) if sure else None
-    box = choose_box(width, height, fit, subject, settings.margin)
+    box = choose_box(width, height, settings.fit, subject, settings.margin)
     edges = (box[0] * x, box[1] * y, (box[0] + box[2]) * x, (box[1] + box[3]) * y)
     pixels = cut(image, [round(edge) for edge in edges], settings.image_size)
     if settings.color == "gray":
@@ -732,6 +725,8 @@ def main():
         min_sharpness=MIN_SHARPNESS, hash_bits=HASH_BITS, max_difference=MAX_DIFFERENCE,
     )  # fmt: skip
     check_settings(settings)
+    if not Path(INPUT).is_dir():  # the images of an array were prepared by others
+        settings.checks, settings.fit = False, FIT.replace("subject", "crop")
     start = time.perf_counter()
     sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be printed
     Image.init()  # here, not in several threads at once
@@ -748,8 +743,9 @@ def main():
     shape = (IMAGE_SIZE, IMAGE_SIZE, 3 if COLOR == "rgb" else 1)
     size = " x ".join(map(str, shape))
     print(
-        f"Preparing {INPUT} ({len(sources)} inputs): {FIT} to {size}"
-        f"{', with mirrors' if MIRROR else ''}{'' if CHECKS else ', without checks'}"
+        f"Preparing {INPUT} ({len(sources)} inputs): {settings.fit} to {size}"
+        f"{', with mirrors' if MIRROR else ''}"
+        f"{'' if settings.checks else ', without checks'}"
     )
     output = Path(OUTPUT_FILE)
     try:

@@ -368,7 +368,7 @@ def test_an_extreme_strip_takes_no_memory():
 def test_colours_of_arrays():
     grey = draw_noise(6, 28, 28, 1)
     for source in (grey, grey[..., 0]):
-        row = make_row(source, image_size=28, color="gray", checks=True)
+        row = make_row(source, image_size=28, color="gray")
         assert (row.name, row.reason, row.box) == ("x", "", (0, 0, 28, 28))
         assert np.array_equal(row.pixels, grey)  # the bounds are for files
     row = make_row(grey, image_size=28)
@@ -685,21 +685,15 @@ def test_clusters_keep_one(scenes):
     }
 
 
-def test_arrays_are_not_searched_for_a_subject():
-    digit = np.zeros((28, 28), np.uint8)
-    digit[4:24, 18:22] = 255
-    row = make_row(digit, image_size=28, color="gray", fit="subject", checks=True)
-    assert row.box == (0, 0, 28, 28) and row.confidence == ""
-    assert np.array_equal(row.pixels[..., 0], digit)
-
-
-def test_arrays_are_not_checked(tmp_path):
-    images = np.zeros((6, 28, 28), np.uint8)  # all uniform, all equal
-    np.savez(tmp_path / "x.npz", x_train=images)
+def test_arrays_are_neither_checked_nor_searched(tmp_path):
+    images = np.zeros((6, 28, 28), np.uint8)  # uniform or copies,
+    images[3:, 4:24, 18:22] = 255  # with a subject at the edge
+    np.savez(tmp_path / "x.npz", x_train=images[:0], x_test=images)
     edits = {"INPUT": "x.npz", "IMAGE_SIZE": 28, "CHECKS": True, "MIRROR": False}
-    result = run_script("preprocess.py", tmp_path, COLOR="gray", **edits)
+    result = run_script("preprocess.py", tmp_path, COLOR="gray", FIT="subject", **edits)
     assert result.returncode == 0
-    assert np.load(tmp_path / "data" / "images.npy").shape == (6, 28, 28, 1)
+    assert "(6 inputs): crop to 28 x 28 x 1, without checks" in result.stdout
+    assert np.array_equal(np.load(tmp_path / "data/images.npy")[..., 0], images)
 
 
 # ----------------------------------------------------------------------------
