@@ -140,7 +140,8 @@ def take_rate(file, network, steps):
         def on_train_batch_end(self, batch, logs=None):
             times.append(time.perf_counter())
 
-    vae.fit(training, steps_per_epoch=steps + 6, verbose=0, callbacks=[Clock()])
+    options = {"steps_per_epoch": steps + 6, "verbose": 0, "shuffle": False}
+    vae.fit(training, callbacks=[Clock()], **options)
     # A training step needs about three forward passes.
     return BATCH_SIZE / np.median(np.diff(times[5:])), 3 * count_flops(vae)
 
@@ -179,6 +180,7 @@ def train_steps(file, network, steps):
     encoder, decoder, vae = build(train_vae, network, steps // epochs * epochs)
     training, held_out = train_vae.make_datasets(images, num_train, BATCH_SIZE, 0, 0, 1)
     options = {"steps_per_epoch": steps // epochs, "epochs": epochs, "verbose": 0}
+    options["shuffle"] = False
     with (
         tempfile.TemporaryDirectory() as folder,
         concurrent.futures.ThreadPoolExecutor() as executor,
