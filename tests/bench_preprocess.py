@@ -14,6 +14,7 @@ with damaged bytes: each must become a row or a reason. It takes six minutes.
 """
 
 import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from conftest import copy_script, load_script
+from PIL import Image
 
 # ----------------------------------------------------------------------------
 # Settings: edit these
@@ -148,10 +150,12 @@ def damage(data, random):
 def make_seeds(random):
     """Return {ending: bytes} of small pictures of each kind that is read."""
     image = random.integers(0, 256, (24, 32, 3), np.uint8).repeat(4, 0).repeat(4, 1)
-    return {
-        ending: cv2.imencode(f".{ending}", image)[1].tobytes()
-        for ending in ("jpg", "png", "webp", "bmp", "tiff", "gif", "avif")
-    }
+    seeds = {}
+    for ending in ("jpeg", "png", "webp", "bmp", "tiff", "gif", "avif"):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, ending)
+        seeds[ending] = file.getvalue()
+    return seeds
 
 
 def bench_damage(scratch):
