@@ -386,6 +386,11 @@ def test_a_part_of_a_batch_is_left_out_and_replicas_get_equal_parts():
     assert sum(len(rows) for rows in rows_of(held_out, 0)) == 4
 
 
+def test_the_end_of_a_dataset_does_not_wait_for_the_tuner():
+    datasets = train_vae.make_datasets(draw_images(40), 36, 12, 0, 0, 1)
+    assert [x.options().autotune.enabled for x in datasets] == [False, False]
+
+
 def test_average_images():
     images = np.random.default_rng(0).integers(0, 256, (130, 4, 4, 3)).astype(np.uint8)
     mean_image = train_vae.average_images(images)
