@@ -15,6 +15,11 @@ SCRIPTS = ("scrape", "preprocess", "train_vae", "plot_latent")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config):
+    text = "takes more than about two seconds; leave them out with -m 'not slow'"
+    config.addinivalue_line("markers", f"slow: {text}")
+
+
 def read_settings(path):
     """Return {name: AST node} of the UPPER_CASE assignments of a script."""
     body = ast.parse(path.read_text(encoding="utf-8")).body

@@ -18,8 +18,6 @@ DEFAULTS = {
         "MIN_SIZE": (128, 128),
         "OUT_DIR": "data/raw",
         "CONTACT": "",
-        "FEEDER_THREADS": 1,
-        "PARSER_THREADS": 2,
         "DOWNLOADER_THREADS": 4,
         "ALLOW_PRIVATE_HOSTS": False,
         "HOST_CONCURRENCY": 2,
@@ -28,12 +26,28 @@ DEFAULTS = {
         "PAGE_TIMEOUT": 30,
         "MAX_PIXELS": 50_000_000,
         "MAX_BYTES": 20_971_520,
+        "ENDPOINTS": {
+            "commons": "https://commons.wikimedia.org/w/api.php",
+            "openverse": "https://api.openverse.org/v1/images/",
+            "bing": "https://www.bing.com/images/async",
+        },
     },
     "preprocess": {
         "INPUT": "data/raw",
         "OUTPUT_FILE": "data/images.npy",
         "IMAGE_SIZE": 256,
         "COLOR": "rgb",
+        "FIT": "crop",
+        "BACKGROUND": "keep",
+        "PERSON_MODEL": "data/person.tflite",
+        "PERSON_MODEL_URL": (
+            "https://storage.googleapis.com/mediapipe-assets/"
+            "selfie_segmentation.tflite?generation=1683332563830600"
+        ),
+        "PERSON_MODEL_SHA256": (
+            "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c"
+        ),
+        "MIN_PERSON": 0.02,
         "MIRROR": True,
         "FIGURE_DIR": "figures",
         "SEED": 0,
@@ -56,10 +70,14 @@ DEFAULTS = {
         "INPUT_FILE": "data/images.npy",
         "MODEL_DIR": "model",
         "FIGURE_DIR": "figures",
+        "COLOR_BY": None,
         "GRID_SIZE": 15,
         "QUANTILES": (0.05, 0.95),
     },
 }
+
+# Functions of one name that do another thing in each script.
+ONE_FOR_EACH = {"main", "check_settings", "open_images"}
 
 
 def settings_of(script):
@@ -83,19 +101,47 @@ def test_one_name_has_one_value_in_every_script():
     assert values["OUTPUT_FILE"] == values["INPUT_FILE"]
 
 
+def names_read(node, at_import=False):
+    """Yield the names that the code below an AST node reads, perhaps only at import."""
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+        yield node.id
+    parts = ast.iter_child_nodes(node)
+    if at_import and isinstance(node, ast.FunctionDef):
+        parts = [node.args, *node.decorator_list]
+    for part in parts:
+        yield from names_read(part, at_import)
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_settings_are_read_in_main_alone_and_each_is_used(script):
-    tree = ast.parse((ROOT / f"{script}.py").read_text(encoding="utf-8"))
+def test_settings_are_read_when_a_function_runs_and_each_is_used(script):
+    """Settings in a default argument or at import would ignore a later edit."""
+    body = ast.parse((ROOT / f"{script}.py").read_text(encoding="utf-8")).body
     names = set(settings_of(script))
-    used = set()
-    for node in tree.body:
-        main = isinstance(node, ast.FunctionDef) and node.name == "main"
-        for part in ast.walk(node):
-            if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load):
-                if part.id in names:
-                    assert main, f"{part.id} is read in line {part.lineno}"
-                    used.add(part.id)
-    assert used == names
+    guard = body[-1]
+    assert isinstance(guard, ast.If)
+    early = set()
+    used = set(names_read(guard))
+    for node in body[:-1]:
+        early |= set(names_read(node, at_import=True)) & names
+        used |= set(names_read(node))
+    assert early == set()
+    assert names - used == set()
+
+
+def test_helpers_that_stand_in_several_scripts_are_the_same_text():
+    texts = {}
+    for script in SCRIPTS:
+        source = (ROOT / f"{script}.py").read_text(encoding="utf-8")
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef):
+                lines = source.splitlines()
+                start = min(x.lineno for x in [node, *node.decorator_list])
+                text = "\n".join(lines[start - 1 : node.end_lineno])
+                texts.setdefault(node.name, {})[script] = text
+    repeated = {name for name in texts if len(texts[name]) > 1} - ONE_FOR_EACH
+    assert {"check", "is_whole", "is_number", "replacing", "stop"} <= repeated
+    different = {name for name in repeated if len(set(texts[name].values())) > 1}
+    assert different == set()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
