@@ -235,8 +235,8 @@ def add_leg(body, lean):
     body.limb(knee, ankle, CALF)
     body.limb(hip, knee, THIGH, flat=0.75)
     for x, y, half_x, half_y, turn, *rest in LEG_MUSCLES:
-        turn -= np.degrees(lean)
-        body.ellipsoid(x + lean * (y - HIP), y, half_x, half_y, turn, *rest)
+        turned = turn - np.degrees(lean)
+        body.ellipsoid(x + lean * (y - HIP), y, half_x, half_y, turned, *rest)
 
 
 def add_arm(body, pose):
