@@ -1,9 +1,9 @@
-"""Train a convolutional variational autoencoder on the rows of an array of images.
+"""Train a convolutional variational autoencoder (VAE) on an array of images.
 
     python train_vae.py
 
-Reads   INPUT_FILE: uint8 (N, H, W, C), 0..255, C = 1 or 3, H = W a multiple of 4 from
-        28 up; a batch at a time, so that memory does not grow with N.
+Reads   INPUT_FILE: uint8 (N, H, W, C), C = 1 or 3, H = W a multiple of 4, 28 or more;
+        while it trains a batch at a time, so that memory does not grow with N.
 Writes  MODEL_DIR/encoder.keras: (B, H, W, C) float32 in 0..1 -> [z_mean, z_log_var],
         each (B, LATENT_DIM); decoder.keras: (B, LATENT_DIM) -> (B, H, W, C) float32 in
         0..1; history.csv: a line an epoch; summary.json: settings, the id of the
@@ -13,48 +13,84 @@ Writes  MODEL_DIR/encoder.keras: (B, H, W, C) float32 in 0..1 -> [z_mean, z_log_
 Stopped at any moment, it goes on after the last whole epoch when it is run again. After
 Kingma and Welling, "Auto-Encoding Variational Bayes" (arXiv 1312.6114):
 
-    z    = z_mean + exp(z_log_var / 2) * epsilon, epsilon ~ N(0, I)
+    z    = z_mean + exp(z_log_var / 2) * epsilon,  epsilon ~ N(0, I)
     loss = reconstruction_loss + KL_WEIGHT * kl_loss
 
-reconstruction_loss is the binary cross-entropy, averaged over H, W and C: nats per
-value. kl_loss is KL(N(z_mean, exp(z_log_var)) || N(0, I)), summed over LATENT_DIM: nats
-per image. Both are averaged over the batch. KL_WEIGHT * H * W * C is the beta of a
-beta-VAE; at 1 the loss is the negative ELBO divided by H * W * C.
+reconstruction_loss is the binary cross-entropy, averaged over H, W and C (nats per
+value); kl_loss is KL(N(z_mean, exp(z_log_var)) || N(0, I)), summed over LATENT_DIM
+(nats per image). KL_WEIGHT * H * W * C is the beta of a beta-VAE; at 1 the loss is the
+negative ELBO divided by H * W * C. With more than two latents the first two are the
+map; the others hold details and have a lower weight of their own.
+
+The file in order: the model; its doubling layer; its training; several devices; going
+on after a stop; how good it is; files and settings; train() and main().
 """
 
 import contextlib
+import datetime
+import errno
+import glob
 import hashlib
 import json
 import math
 import os
 import platform
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
-import zipfile
 from pathlib import Path
-
-import matplotlib.figure
-import numpy as np
-import scipy.ndimage
 
 
 @contextlib.contextmanager
 def quiet():
-    """Drop what native code writes to stderr, such as TensorFlow's start-up notes."""
-    stderr = os.dup(2)
-    with open(os.devnull, "w") as null:
-        os.dup2(null.fileno(), 2)
+    """Hold back what is written to stderr, such as TensorFlow's notes when it starts.
+
+    Another process keeps the text. It shows it if the block fails, or if this process
+    dies in the block, as TensorFlow makes it do on a CPU that is too old.
+    """
+    try:
+        stderr = os.dup(2)
+    except OSError:  # closed by 2>&-: fill its place, or a file of ours would get it
+        while os.open(os.devnull, os.O_RDWR) < 2:
+            pass
+        stderr = os.dup(2)
+    show = "import sys; sys.stderr.buffer.write(sys.stdin.buffer.read())"
+    keeper = subprocess.Popen(
+        [sys.executable, "-ISc", show],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is not for the keeper
+    )
+    os.dup2(keeper.stdin.fileno(), 2)
     try:
         yield
+        keeper.kill()  # all went well: nobody needs the text
+    except KeyboardInterrupt:
+        keeper.kill()
+        raise
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
+        keeper.stdin.close()
+        keeper.wait()
 
 
-with quiet():
-    import keras
-    import tensorflow as tf
-    from keras import layers, ops
+try:
+    import matplotlib.figure
+    import numpy as np
+    import scipy.ndimage
+
+    if "keras" not in sys.modules:
+        os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says
+    with quiet():
+        import keras
+        import tensorflow as tf
+        from keras import layers, ops
+except KeyboardInterrupt:
+    if __name__ != "__main__":
+        raise
+    sys.exit(130)
 
 # ----------------------------------------------------------------------------
 # Settings: edit these
@@ -65,85 +101,24 @@ MODEL_DIR = "model"  # another folder keeps this model beside the next one
 FIGURE_DIR = "figures"
 
 # Model
-LATENT_DIM = 2  # 2 can be drawn as a plane; 16 to 64 need a lower KL_WEIGHT to gain
-FILTERS = (16, 32, 64, 128)  # channels of the stages: wider ones, or more, are slower
-KL_WEIGHT = 5e-4  # more: smoother and blurrier; 1 / (H*W*C) is the weight of the ELBO
+LATENT_DIM = 2  # 2 are a map; more add details to it, at a lower KL_WEIGHT (1e-5)
+FILTERS = (16, 32, 64, 128)  # channels of the stages: wider or more are slower
+KL_WEIGHT = 5e-4  # higher: smoother map, blurrier pictures; 0 to 10
 
 # Training
-EPOCHS = 50  # raised after the end, training goes on, at the rate of the longer plan
-BATCH_SIZE = 32  # images a step on each device; fewer need less memory
+EPOCHS = 50  # raise it after a finished run to train on
+BATCH_SIZE = 32  # images a step on each device; lower it if memory runs out
 OPTIMIZER = "adam"  # or "rmsprop" or "sgd"
-LEARNING_RATE = None  # None: 3e-3 for adam, 3e-3 for rmsprop, 0.3 for sgd
-VALIDATION_IMAGES = 256  # held-out rows from the end, even, at most a tenth of all
-PRECISION = "float32"  # or "mixed_bfloat16": faster where the CPU or GPU has it
+LEARNING_RATE = None  # None: 3e-3 for adam and rmsprop, 0.3 for sgd
+VALIDATION_IMAGES = 256  # held-out rows at the end, even; at most a tenth of all
+PRECISION = "float32"  # or "mixed_bfloat16" or "mixed_float16", where the GPU has it
 SEED = 0  # another seed finds another map of the same pictures
 # ----------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def replacing(path):
-    """Yield a temporary path beside `path`, which takes its place on success."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".[0-9]*-{path.name}"):
-        if leftover.stat().st_mtime < time.time() - 600:  # of a run that was killed
-            leftover.unlink(missing_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def open_images(path):
-    """Map an array into memory; return it, and a part of the SHA-256 of its file.
-
-    Raises:
-        ValueError: It is not uint8 (N, H, W, C), or does not fit the network.
-        OSError: It cannot be read.
-    """
-    images = np.lib.format.open_memmap(path, mode="r")
-    found = f"it holds {images.dtype} {images.shape}"
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise ValueError(f"{found}, expected uint8 (N, H, W, C) with C = 1 or 3")
-    height, width = images.shape[1:3]
-    if height != width or height < 28 or height % 4:
-        raise ValueError(f"{found}, expected a side of 28 or more that 4 divides")
-    if len(images) < 20:
-        raise ValueError(f"{found}, expected 20 rows at the least")
-    with open(path, "rb") as file:
-        return images, hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def average_images(images):
-    """Return the mean of images, uint8 (N, H, W, C), as float32 (H, W, C) in 0..1.
-
-    Raises:
-        ValueError: They are all the same.
-    """
-    total, differ = np.zeros(images.shape[1:]), False
-    for start in range(0, len(images), 64):  # memory does not grow with N
-        batch = images[start : start + 64]
-        differ = differ or (batch != images[0]).any()
-        total += batch.sum(axis=0, dtype=np.uint32)
-    if not differ:
-        raise ValueError("all its images are the same, so there is nothing to learn")
-    return (total / (255 * len(images))).astype("float32")
-
-
-def plan_stages(side, filters):
-    """Return the channels of the stages that a side needs, and the stride of the first.
-
-    Each halves the side as long as that is even and 14 or more. If it could be halved
-    more often than there are stages, the first quarters it: 256 becomes 64, 32, 16, 8
-    in four stages; 64 becomes 32, 16, 8; 28 becomes 14, 7; 36 becomes 18, 9.
-    """
-    halvings = 0
-    while side % 2 == 0 and side >= 14:
-        side, halvings = side // 2, halvings + 1
-    return filters[:halvings], 4 if halvings > len(filters) else 2
-
-
+# ----------------------------------------------------------------------------
+# The model
+# ----------------------------------------------------------------------------
 class Sampling(layers.Layer):
     """Draw z = z_mean + exp(z_log_var / 2) * epsilon, epsilon ~ N(0, I) from a seed.
 
@@ -157,55 +132,173 @@ class Sampling(layers.Layer):
 
     def call(self, inputs):
         z_mean, z_log_var = inputs
-        epsilon = keras.random.normal(ops.shape(z_mean), seed=self.generator)
+        # The seed is the same on every device: each takes its own part of the draw.
+        device = tf.distribute.get_replica_context()
+        shape = (device.num_replicas_in_sync, *ops.shape(z_mean))
+        epsilon = keras.random.normal(shape, seed=self.generator)
+        epsilon = epsilon[device.replica_id_in_sync_group]
         return z_mean + ops.exp(z_log_var / 2) * epsilon
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0]
 
 
 class VAELoss(layers.Layer):
-    """Add reconstruction_loss + kl_weight * kl_loss to the loss of the model.
+    """Add reconstruction_loss + the sum of kl_weights * KL to the loss of the model.
 
-    The cross-entropy is taken from the logits, as softplus(logit) - logit * target:
-    finite for any logit, with a gradient between -1 and 1. (A relu output, as the
-    article had, has a gradient of 0 below 0 and of 500 next to 1.) kl_weight becomes a
-    variable, for its warm-up.
+    reconstruction_loss is the binary cross-entropy from logits, in nats per value:
+    softplus(logit) - logit * image, finite for any logit, with a gradient between -1
+    and 1. KL is that of N(z_mean, exp(z_log_var)) from N(0, I), in nats per image, for
+    each latent; kl_loss is its sum. loss_final is the loss with the final weights.
+
+    Args:
+        kl_weights: the final weight of each latent. The variable of this name starts
+            there, and Schedule changes it during the first steps.
 
     Call arguments:
         inputs: images (B, H, W, C) in 0..1, logits of the same shape, z_mean and
             z_log_var, each (B, latent_dim). The logits are returned.
     """
 
-    def __init__(self, kl_weight, **kwargs):
+    def __init__(self, kl_weights, **kwargs):
         super().__init__(**kwargs)
-        start = keras.initializers.Constant(kl_weight)
-        self.kl_weight = self.add_weight(initializer=start, trainable=False)
+        self.final_weights = np.array(kl_weights, "float32")
+        self.kl_weights = self.add_weight(
+            shape=self.final_weights.shape,
+            initializer=keras.initializers.Constant(self.final_weights),
+            trainable=False,
+        )
         self.reconstruction_loss = keras.metrics.Mean(name="reconstruction_loss")
         self.kl_loss = keras.metrics.Mean(name="kl_loss")
+        self.loss_final = keras.metrics.Mean(name="loss_final")
 
     def call(self, inputs):
         images, logits, z_mean, z_log_var = inputs
         reconstruction_loss = ops.mean(ops.softplus(logits) - logits * images)
         kl = (ops.square(z_mean) + ops.exp(z_log_var) - 1.0 - z_log_var) / 2
-        kl_loss = ops.mean(ops.sum(kl, axis=-1))
-        self.add_loss(reconstruction_loss + self.kl_weight * kl_loss)
-        size = ops.shape(images)[0]  # a short last batch counts for less
-        self.reconstruction_loss.update_state(reconstruction_loss, sample_weight=size)
-        self.kl_loss.update_state(kl_loss, sample_weight=size)
+        kl = ops.mean(kl, axis=0)  # (latent_dim,)
+        self.add_loss(reconstruction_loss + ops.sum(self.kl_weights * kl))
+        loss_final = reconstruction_loss + ops.sum(self.final_weights * kl)
+        batch_size = ops.shape(images)[0]  # a short last batch counts for less
+        self.reconstruction_loss.update_state(reconstruction_loss, batch_size)
+        self.kl_loss.update_state(ops.sum(kl), batch_size)
+        self.loss_final.update_state(loss_final, batch_size)
         return logits
 
 
+def plan_stages(side, filters):
+    """Return the channels of the stages that a side needs, and the stride of the first.
+
+    Each stage halves the side, rounding up, while it is 14 or more. If it could be
+    halved more often than there are stages, the first quarters it: 256 becomes 64, 32,
+    16, 8 in four stages; 252 becomes 63, 32, 16, 8; 28 becomes 14, 7.
+    """
+    halvings = 0
+    while side >= 14:
+        side = math.ceil(side / 2)
+        halvings += 1
+    stride = 2
+    if halvings > len(filters):
+        stride = 4
+    return filters[:halvings], stride
+
+
+def build_encoder(side, channels, latent_dim, filters, activation):
+    """Build the encoder: images (B, side, side, channels) -> [z_mean, z_log_var]."""
+    stages, stride = plan_stages(side, filters)
+    options = {"padding": "same", "activation": activation}
+    images = keras.Input((side, side, channels), name="images")
+    x = layers.Conv2D(stages[0], 4, stride, **options)(images)
+    for width in stages[1:]:
+        x = layers.Conv2D(width, 3, 2, **options)(x)
+    x = layers.Flatten()(x)
+    x = layers.Dense(filters[-1], activation=activation)(x)
+    z_mean = layers.Dense(latent_dim, dtype="float32", name="z_mean")(x)
+    # It starts at 0, so that kl_loss starts small; within -10..10, exp() stays finite.
+    x = layers.Dense(latent_dim, kernel_initializer="zeros", dtype="float32")(x)
+    z_log_var = 10 * ops.tanh(x / 10)
+    return keras.Model(images, [z_mean, z_log_var], name="encoder")
+
+
+def build_decoder(side, channels, latent_dim, filters, activation, double):
+    """Build the decoder: z (B, latent_dim) -> logits (B, side, side, channels).
+
+    It is the encoder backwards, with a sketch added at the end.
+
+    Args:
+        double: function(x, filters, **options) that doubles the side of x, repeating
+            pixels, and convolves: up_conv to train, up_conv_stock to save.
+    """
+    stages, stride = plan_stages(side, filters)
+    base = math.ceil(side / (stride * 2 ** (len(stages) - 1)))
+    z = keras.Input((latent_dim,), name="z")
+    folded = layers.Dense(filters[-1], activation=activation, name="fold_1")(z)
+    folded = layers.Dense(filters[-1], activation=activation, name="fold_2")(folded)
+    units = base * base * stages[-1]
+    x = layers.Dense(units, activation=activation, name="base")(folded)
+    x = layers.Reshape((base, base, stages[-1]))(x)
+    for width in reversed(stages[:-1]):
+        x = double(x, width, activation=activation, name=f"to_{x.shape[1] * 2}")
+    x = double(x, channels, dtype="float32", name="to_colors")
+    if stride == 4:  # the last doubling blends between pixels, which costs little
+        x = layers.UpSampling2D(interpolation="bilinear", dtype="float32")(x)
+    if x.shape[1] > side:  # where halving was rounded up
+        x = layers.Cropping2D((x.shape[1] - side) // 2, dtype="float32")(x)
+    sketch = build_sketch(folded, side, channels, activation)
+    return keras.Model(z, layers.Add(dtype="float32")([x, sketch]), name="decoder")
+
+
+def build_sketch(folded, side, channels, activation):
+    """Return logits (B, side, side, channels): 16 pictures, mixed as z says.
+
+    They carry what never changes and what changes slowly, which narrow convolutions
+    learn late. The bias is a picture of its own, see start_sketch.
+    """
+    size = min(side, 256)  # larger ones would have too many parameters
+    mix = layers.Dense(16, activation=activation, name="mix")(folded)
+    units = size * size * channels
+    sketch = layers.Dense(units, dtype="float32", name="sketch")(mix)
+    sketch = layers.Reshape((size, size, channels))(sketch)
+    if size < side:
+        sketch = layers.Resizing(side, side, dtype="float32")(sketch)  # bilinear
+    return sketch
+
+
+def start_sketch(decoder, mean_image):
+    """Start the sketch at the logits of the mean image, float32 (H, W, C) in 0..1."""
+    bias = decoder.get_layer("sketch").bias
+    side = min(mean_image.shape[0], 256)
+    p = ops.image.resize(mean_image, (side, side), antialias=True)
+    p = np.clip(ops.convert_to_numpy(p), 0.01, 0.99)  # the logit of 0 is not finite
+    bias.assign(np.log(p / (1 - p)).ravel())
+
+
+def build_vae(encoder, decoder, kl_weights, seed, model=keras.Model):
+    """Chain encoder, Sampling, decoder and VAELoss: images -> logits."""
+    images = encoder.input
+    z_mean, z_log_var = encoder(images)
+    z = Sampling(seed, dtype="float32")([z_mean, z_log_var])
+    logits = decoder(z)
+    loss = VAELoss(kl_weights, dtype="float32", name="loss")
+    return model(images, loss([images, logits, z_mean, z_log_var]))
+
+
+# ----------------------------------------------------------------------------
+# The decoder's doubling, to train and to save
+# ----------------------------------------------------------------------------
 class UpConv2D(layers.Conv2D):
     """Double the side by repeating pixels and convolve: (B, H, W, C) -> (B, 2H, 2W, D).
 
     A transposed convolution with the kernels summed over windows of 2x2 does both at
-    once: the numbers of UpSampling2D and Conv2D for 4/9 of the multiplications (266
-    images/s in training instead of 203, 256 pixels, two cores), and without the lines
-    that free 4x4 kernels leave in the pictures.
+    once: the numbers of UpSampling2D and Conv2D for 4/9 of the multiplications, which
+    is 30 % of the speed of a step at 256 pixels. (Free 4x4 kernels would be as fast,
+    but leave lines in the pictures.)
     """
 
     def call(self, inputs):
         # Row a of the 4x4 kernel is the sum of the rows of the 3x3 one that fall on the
-        # same repeated pixel; likewise the columns. (As a product, since the gradients
-        # of slices of a kernel took 7 % of a step.)
+        # same repeated pixel; likewise the columns. As a product, since the gradients
+        # of slices of a kernel took 7 % of a step.
         ties = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], "float32")
         ties = ops.cast(np.kron(ties, ties), self.compute_dtype)
         channels = self.kernel.shape[2:]
@@ -219,101 +312,163 @@ class UpConv2D(layers.Conv2D):
         return (batch, 2 * height, 2 * width, self.filters)
 
 
-def build_encoder(side, channels, latent_dim, filters):
-    """Build the encoder: (B, side, side, channels) -> [z_mean, z_log_var].
+def up_conv(x, filters, **options):
+    """Double the side and convolve in one layer: to train."""
+    return UpConv2D(filters, 3, padding="same", **options)(x)
 
-    z_log_var stays between -10 and 10, so that its exponential is finite, and is 0 at
-    first, so that kl_loss starts small. Leaky units do not die: with plain ones adam at
-    5e-3 left the latents unused (kl_loss 0.00 after 300 steps, drawn athletes at 64
-    pixels), with leaky ones at 6e-3 it was 3.1 nats.
+
+def up_conv_stock(x, filters, **options):
+    """Double the side and convolve in Keras's own layers: to save."""
+    x = layers.UpSampling2D()(x)
+    return layers.Conv2D(filters, 3, padding="same", **options)(x)
+
+
+def build_stock_decoder(decoder, *sizes):
+    """Return the decoder as it is saved: to values in 0..1, in Keras's own layers.
+
+    sizes are the arguments with which the decoder was built, but for the last one.
     """
-    used, stride = plan_stages(side, filters)
-    options = {"padding": "same", "activation": "leaky_relu"}
-    images = keras.Input((side, side, channels), name="images")
-    x = layers.Conv2D(used[0], 4, stride, **options)(images)
-    for wide in used[1:]:
-        x = layers.Conv2D(wide, 3, 2, **options)(x)
-    x = layers.Dense(filters[-1], activation="leaky_relu")(layers.Flatten()(x))
-    z_mean = layers.Dense(latent_dim, dtype="float32")(x)
-    x = layers.Dense(latent_dim, kernel_initializer="zeros", dtype="float32")(x)
-    return keras.Model(images, [z_mean, 10 * ops.tanh(x / 10)], name="encoder")
+    stock = build_decoder(*sizes, up_conv_stock)
+    for layer in stock.layers:  # by name: the two models order their layers otherwise
+        if layer.weights:
+            layer.set_weights(decoder.get_layer(layer.name).get_weights())
+    images = layers.Activation("sigmoid", dtype="float32")(stock.output)
+    return keras.Model(stock.input, images, name="decoder")
 
 
-def build_decoder(side, channels, latent_dim, filters, training):
-    """Build the decoder: (B, latent_dim) -> (B, side, side, channels).
+# ----------------------------------------------------------------------------
+# Its training
+# ----------------------------------------------------------------------------
+def final_kl_weights(kl_weight, latent_dim):
+    """Return the weight of each latent's KL: the first two are the map.
 
-    It goes through the encoder's stages backwards. Where the first one quarters
-    the side, the last step blends between pixels, which costs little. (To make 2x2
-    values at once at each position left lines: 8 times the power at their period.)
-
-    With training = True it ends in logits; with False in a sigmoid, and has Keras's own
-    layers only, so that it loads without this file. Both have the same weights.
+    The others hold the details that the map leaves, and cost a 25th of it.
     """
-    used, stride = plan_stages(side, filters)
-    base = side // (stride * 2 ** (len(used) - 1))
-    z = x = keras.Input((latent_dim,), name="z")
-    for units in (filters[-1], filters[-1], base * base * used[-1]):
-        x = layers.Dense(units, activation="leaky_relu")(x)
-    x = layers.Reshape((base, base, used[-1]))(x)
-    kind = UpConv2D if training else layers.Conv2D
-    for wide in reversed(used[:-1]):
-        x = x if training else layers.UpSampling2D()(x)
-        x = kind(wide, 3, padding="same", activation="leaky_relu")(x)
-    x = x if training else layers.UpSampling2D()(x)
-    x = kind(channels, 3, padding="same", dtype="float32")(x)
-    if stride == 4:
-        x = layers.UpSampling2D(interpolation="bilinear", dtype="float32")(x)
-    if not training:
-        x = layers.Activation("sigmoid", dtype="float32")(x)
-    return keras.Model(z, x, name="decoder")
+    return [kl_weight] * 2 + [0.04 * kl_weight] * (latent_dim - 2)
 
 
-class ClusterVAE(keras.Model):
-    """A model that gives its figures the axis along which Keras joins the workers'."""
+def plan_kl_weights(step, final_weights):
+    """Return the weights of the KL at a step, counted from 0, as float32 (latent_dim,).
 
-    def compute_metrics(self, *args, **kwargs):
-        logs = super().compute_metrics(*args, **kwargs)
-        return {name: tf.reshape(value, [1]) for name, value in logs.items()}
-
-
-def build_vae(encoder, decoder, kl_weight, seed, cluster=False):
-    """Chain encoder, Sampling, decoder to logits and VAELoss into a model of images."""
-    images = encoder.input
-    z_mean, z_log_var = encoder(images)
-    logits = decoder(Sampling(seed, dtype="float32")([z_mean, z_log_var]))
-    loss = VAELoss(kl_weight, dtype="float32", name="loss")
-    logits = loss([images, logits, z_mean, z_log_var])
-    return (ClusterVAE if cluster else keras.Model)(images, logits)
+    They rise evenly over 300 steps: with the whole weight from the start, 2 of 5 seeds
+    put all they learned of drawn athletes into one latent. The latents from the third
+    on are held down at first, at ten times the weight of the map, so that the map takes
+    all it can; between the steps 120 and 360 this falls to their own weight.
+    """
+    weights = np.array(final_weights, "float32")
+    if len(weights) > 2:
+        held = max(10 * weights[0], weights[2])
+        fallen = min(1.0, max(0.0, (step - 120) / 240))
+        weights[2:] = held ** (1 - fallen) * weights[2:] ** fallen
+    return weights * min(1.0, (step + 1) / 300)
 
 
-def build_optimizer(name, learning_rate, steps, replicas=1):
+def build_optimizer(name, learning_rate, replicas=1):
     """Build an optimizer that no single step can throw off its way.
 
-    The rate is reached after 5 % of the steps and falls along a cosine to 1 % of it,
-    which has no state to resume, and no plateau to misread while the KL weight rises.
     The gradients of each of the replicas (devices) are clipped to its share of a global
-    norm of 1. The rates were measured with tests/bench_stability.py: rmsprop and sgd
-    are slow (after 300 steps no better than the mean image on drawn athletes at 64
-    pixels), but sgd at 2 lost one seed of 20 on digits.
+    norm of 1. Schedule changes the rate, see there.
     """
-    kind, measured, options = {
-        "adam": (keras.optimizers.Adam, 3e-3, {}),
-        "rmsprop": (keras.optimizers.RMSprop, 3e-3, {}),
-        "sgd": (keras.optimizers.SGD, 0.3, {"momentum": 0.9}),
-    }[name]
-    rate, warmup = learning_rate or measured, max(1, steps // 20)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        rate / warmup,
-        max(1, steps - warmup),
-        0.01,
-        warmup_target=rate,
-        warmup_steps=warmup,
-    )
-    return kind(schedule, global_clipnorm=1 / replicas, **options)
+    clip = 1 / replicas
+    if name == "adam":
+        return keras.optimizers.Adam(learning_rate, global_clipnorm=clip)
+    if name == "rmsprop":
+        return keras.optimizers.RMSprop(learning_rate, global_clipnorm=clip)
+    return keras.optimizers.SGD(learning_rate, momentum=0.9, global_clipnorm=clip)
+
+
+def choose_rate(name, learning_rate):
+    """Return the learning rate, or for None that of the optimizer of this name.
+
+    These were measured with tests/bench_stability.py: sgd at 2 lost a seed of 20.
+    """
+    if learning_rate is None:
+        learning_rate = {"adam": 3e-3, "rmsprop": 3e-3, "sgd": 0.3}[name]
+    return learning_rate
+
+
+def plateau_rate(learning_rate, val_losses):
+    """Return the rate after epochs with these val_losses: Keras's ReduceLROnPlateau.
+
+    As in the article it is halved after 5 epochs that brought val_loss no further down
+    (by 1e-4 nats). It follows from the history alone, so a resumed training has the
+    right one, also on other devices or with more epochs to go.
+    """
+    best = math.inf
+    waited = 0
+    for val_loss in val_losses:
+        if val_loss < best - 1e-4:
+            best = val_loss
+            waited = 0
+        else:
+            waited += 1
+        if waited == 5:
+            learning_rate /= 2
+            waited = 0
+    return learning_rate
+
+
+class Schedule(keras.callbacks.Callback):
+    """Set the learning rate and the weights of the KL before each step.
+
+    The rate rises over the first 40 steps, as Adam knows little of the gradients then.
+    All follows from the history and the steps that the optimizer counts.
+
+    Args:
+        learning_rate: the rate after that rise.
+        kl_weights: the final weight of each latent.
+        history: list of a dict for each epoch that is done; others append to it.
+    """
+
+    def __init__(self, learning_rate, kl_weights, history):
+        super().__init__()
+        self.learning_rate = learning_rate
+        self.final_weights = kl_weights
+        self.history = history
+
+    def on_epoch_begin(self, epoch, logs=None):
+        iterations = self.model.optimizer.iterations
+        self.steps_done = int(ops.convert_to_numpy(iterations))
+        val_losses = [row["val_loss"] for row in self.history]
+        self.rate = plateau_rate(self.learning_rate, val_losses)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        step = self.steps_done + batch
+        weights = plan_kl_weights(step, self.final_weights)
+        self.model.get_layer("loss").kl_weights.assign(weights)
+        self.model.optimizer.learning_rate = self.rate * min(1, (step + 1) / 40)
+
+
+def build_models(sizes, mean_image, strategy):
+    """Build encoder, decoder (to logits) and the compiled model of both.
+
+    Args:
+        sizes: what build_encoder takes.
+        mean_image: float32 (H, W, C) in 0..1.
+        strategy: of choose_strategy.
+    """
+    keras.utils.set_random_seed(SEED)
+    # TensorFlow 2.21 fails, with a message, to fuse leaky units in training anyway.
+    tf.config.optimizer.set_experimental_options({"remapping": False})
+    model = keras.Model
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        model = ClusterVAE
+    kl_weights = final_kl_weights(KL_WEIGHT, LATENT_DIM)
+    learning_rate = choose_rate(OPTIMIZER, LEARNING_RATE)
+    replicas = strategy.num_replicas_in_sync
+    with strategy.scope():
+        encoder = build_encoder(*sizes)
+        decoder = build_decoder(*sizes, up_conv)
+        start_sketch(decoder, mean_image)
+        vae = build_vae(encoder, decoder, kl_weights, SEED, model)
+        # Keras scales the loss by itself where PRECISION is "mixed_float16".
+        vae.compile(build_optimizer(OPTIMIZER, learning_rate, replicas))
+        vae.optimizer.build(vae.trainable_variables)
+    return encoder, decoder, vae
 
 
 def make_datasets(images, num_train, batch_size, seed, first_epoch, replicas):
-    """Make the training and the validation set, float32 (B, H, W, C) in 0..1.
+    """Make the training and the held-out set, float32 (B, H, W, C) in 0..1.
 
     The training set has no end. Its epoch e, from first_epoch on, visits the first
     num_train rows, but for those that do not fill a last batch, in the order that
@@ -331,220 +486,491 @@ def make_datasets(images, num_train, batch_size, seed, first_epoch, replicas):
         return rows.batch(batch_size, drop_remainder=True)
 
     def read(rows):
-        return images[np.sort(rows)]  # in the order of the disk; the loss has none
+        return images[np.sort(rows)]  # in the order of the disk: the loss has none
 
     def load(rows):
         batch = tf.numpy_function(read, [rows], tf.uint8)
         batch = tf.ensure_shape(batch, (None, *images.shape[1:]))
         return tf.cast(batch, tf.float32) / 255.0
 
-    epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max).flat_map(order)
-    last = len(images) - (len(images) - num_train) % replicas
-    held_out = tf.data.Dataset.range(num_train, last).batch(batch_size)
-    options = tf.data.Options()  # each worker of a cluster takes its part of each batch
+    def prepare(rows):
+        return rows.map(load, 2, deterministic=True).prefetch(2).with_options(options)
+
+    options = tf.data.Options()
+    # Each worker of a cluster takes its part of each batch, not of the files.
     policy = tf.data.experimental.AutoShardPolicy.DATA
     options.experimental_distribute.auto_shard_policy = policy
-    # Nothing is left to tune, and the end of a dataset waited for the tuner's next
-    # turn, ever further apart: 1.4 s of steps took 2.5 s, 2.9 s took 5.1 s.
+    # Nothing is left to tune, and the end of an epoch waited seconds for the tuner.
     options.autotune.enabled = False
-    return [
-        rows.map(load, 2, deterministic=True).prefetch(2).with_options(options)
-        for rows in (epochs, held_out)
-    ]
+    epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+    training = epochs.flat_map(order)
+    # TensorFlow cannot run a last batch that leaves a device without a row.
+    last = len(images) - (len(images) - num_train) % replicas
+    held_out = tf.data.Dataset.range(num_train, last).batch(batch_size)
+    return prepare(training), prepare(held_out)
 
 
-def choose_strategy():
+class StopIfDiverging(keras.callbacks.Callback):
+    """Raise FloatingPointError as soon as the loss is not finite or far too high."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        loss = float(logs["loss"])
+        # A network that knows nothing has 0.7; 10 comes before nan.
+        if not (math.isfinite(loss) and logs["reconstruction_loss"] < 10):
+            raise FloatingPointError(f"the loss has risen to {loss:.4g}")
+
+    def on_test_end(self, logs=None):
+        if not math.isfinite(logs["loss"]):
+            raise FloatingPointError("the loss of the held-out images is not finite")
+
+
+class RemainingTime(keras.callbacks.Callback):
+    """Say once how long the training will take, as the second epoch shows it.
+
+    The first epoch takes longer: TensorFlow prepares the step in it.
+    """
+
+    def __init__(self, history, epochs):
+        super().__init__()
+        self.history = history  # the list that Backup appends to
+        self.epochs = epochs
+
+    def on_train_begin(self, logs=None):
+        self.done_before = len(self.history)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if len(self.history) == self.done_before + 2:
+            left = self.epochs - epoch
+            minutes = left * self.history[-1]["seconds"] / 60
+            print(f"{left} epochs are left, some {minutes:.1f} minutes", flush=True)
+
+
+# ----------------------------------------------------------------------------
+# Several devices
+# ----------------------------------------------------------------------------
+def read_cluster():
+    """Return the addresses of the workers that TF_CONFIG names, and which this one is.
+
+    Worker 0 writes the model. Without a cluster, or in a cluster of one, there are no
+    addresses.
+    """
+    text = os.environ.get("TF_CONFIG", "")
+    found = f"Cannot use TF_CONFIG = {text}"
+    cluster, kind, index = read_tf_config(text, found)
+    if not {*cluster, kind} <= {"chief", "worker"}:
+        sys.exit(f"{found}: only tasks of the types chief and worker have work here.")
+    addresses = []
+    number = None
+    for name in ("chief", "worker"):
+        for position, address in enumerate(cluster.get(name, [])):
+            if kind == name and index == str(position):
+                number = len(addresses)
+            addresses.append(address)
+    if len(addresses) < 2:
+        return [], 0
+    if number is None:
+        sys.exit(f"{found}: its task is none of its cluster's.")
+    return addresses, number
+
+
+def read_tf_config(text, found):
+    """Return the cluster, and type and index of the task, that TF_CONFIG holds."""
+    config = {}
+    if text:
+        try:
+            config = json.loads(text)
+        except ValueError as error:
+            sys.exit(f"{found}: {error}. Mend it, or unset it to train on one machine.")
+    if not isinstance(config, dict):
+        config = {}  # as TensorFlow takes it
+    cluster = config.get("cluster", {})
+    task = config.get("task", {})
+    if not (isinstance(cluster, dict) and isinstance(task, dict)):
+        sys.exit(f"{found}: expected a cluster and a task with names and values.")
+    return cluster, task.get("type", "worker"), str(task.get("index", 0))
+
+
+def choose_strategy(addresses, number):
     """Choose how to use what there is: many machines, several GPUs, or one device.
 
-    Returns:
-        The strategy, and the number of this worker in the cluster that TF_CONFIG names:
-        0 writes the model and speaks for all.
+    Args:
+        addresses, number: of read_cluster.
     """
-    with quiet():  # TensorFlow reports each kind of device that it lacks
-        if "TF_CONFIG" in os.environ:
-            try:
-                strategy = tf.distribute.MultiWorkerMirroredStrategy()
-            except ValueError as error:
-                sys.exit(f"Cannot use TF_CONFIG = {os.environ['TF_CONFIG']}: {error}")
-            cluster = strategy.cluster_resolver
-            after_chief = (
-                cluster.task_type == "worker" and "chief" in cluster.cluster_spec().jobs
-            )
-            return strategy, (cluster.task_id or 0) + after_chief
-        gpus = tf.config.list_physical_devices("GPU")
-        for gpu in gpus:
+    if addresses:
+        return join_cluster(addresses, number)
+    gpus = find_gpus()
+    for gpu in gpus:
+        if not tf.config.experimental.get_memory_growth(gpu):
             tf.config.experimental.set_memory_growth(gpu, True)
-        mirrored = tf.distribute.MirroredStrategy
-        return mirrored() if len(gpus) > 1 else tf.distribute.get_strategy(), 0
+    if len(gpus) < 2:
+        return tf.distribute.get_strategy()
+    with quiet():  # TensorFlow reports each kind of device that it lacks
+        return tf.distribute.MirroredStrategy()
 
 
-def same_everywhere(strategy, state):
-    """Tell whether all workers of a cluster are in the same state, a JSON value."""
-    digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()
-    number = int(digest[:6], 16)
-    powers = tf.constant([1, number, number**2], tf.int64)
-    numbers = strategy.run(tf.function(lambda: powers))
-    count, total, squares = strategy.reduce("SUM", numbers, axis=None).numpy().tolist()
-    return count * squares == total**2  # the variance is 0
+def join_cluster(addresses, number):
+    """Return the strategy of a cluster, as soon as all its workers are there."""
+    others = [*addresses]
+    own = others.pop(number)
+    print(f"Worker {number} at {own} waits for {', '.join(others)}", flush=True)
+    problem = None
+    with quiet():  # TensorFlow writes several lines about each problem
+        try:
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        except (ValueError, tf.errors.OpError) as error:
+            problem = " ".join(str(error).split())[:200]
+    if problem is None:
+        return strategy
+    sys.exit(
+        f"Cannot start worker {number} at {own}: {problem}. If its port is in use, or "
+        f"others of {', '.join(others)} did not come, mend that and start all again."
+    )
 
 
-def warm_up(epoch, epochs):
-    """Return the share of the KL weight in an epoch, counted from 0: it rises to 1.
+def find_gpus():
+    """Return the GPUs that TensorFlow can use."""
+    gpus = []
+    try:
+        with quiet():  # TensorFlow reports each kind of device that it lacks
+            gpus = tf.config.list_physical_devices("GPU")
+            if not gpus and shutil.which("nvidia-smi"):
+                raise LookupError  # so that what it reports is shown
+    except LookupError:
+        text = "TensorFlow uses no GPU, although there may be one: see its notes above"
+        print(text, file=sys.stderr)
+    return gpus
 
-    It rises evenly over the first half: with the whole weight from the start, 2 of 5
-    seeds put all they learned of drawn athletes into one latent, so with 0 of 5.
+
+def compare_workers(strategy, settings, history):
+    """End the script if the workers of a cluster do not start from the same state.
+
+    Args:
+        strategy: of choose_strategy.
+        settings: of describe_training.
+        history: what this worker's backup has brought, a row an epoch.
     """
-    return min(1.0, (epoch + 0.5) / (0.5 * epochs))
+    state = [settings, EPOCHS]
+    for row in history:
+        state.append({**row, "seconds": 0})  # each has its own clock
+    digest = hashlib.sha256(json.dumps(state).encode()).digest()
+    number = int.from_bytes(digest[:7], "big")
+    own = tf.constant([[len(history), number]], tf.int64)
+    rows = strategy.gather(strategy.run(tf.function(lambda: own)), axis=0)
+    rows = rows.numpy().tolist()
+    for row in rows:
+        if row != rows[0]:
+            epochs = ", ".join(str(done) for done, _ in rows)
+            sys.exit(
+                f"The workers differ: this one has done {len(history)} of {EPOCHS} "
+                f"epochs, all in their order {epochs}. Give all the same script, "
+                "settings and array, and copies of the newest backup*.npz."
+            )
 
 
-class Recorder(keras.callbacks.Callback):
-    """Warm the KL weight up, keep figures and the best weights, and write a backup.
+class ClusterVAE(keras.Model):
+    """A model that gives its figures the axis along which Keras joins the workers'."""
 
-    Losses are recorded with the whole KL weight.
+    def compute_metrics(self, *args, **kwargs):
+        logs = super().compute_metrics(*args, **kwargs)
+        return {name: tf.reshape(value, [1]) for name, value in logs.items()}
 
-    The backup, a file that is replaced after each epoch, holds all that is needed to go
-    on as if nothing had happened: the weights, the state of the optimizer and of the
-    random numbers, the best weights and the history. Each worker has its own.
+
+# ----------------------------------------------------------------------------
+# Going on after a stop
+# ----------------------------------------------------------------------------
+class Backup(keras.callbacks.Callback):
+    """Keep the history and the best weights, and write all that is needed to go on.
+
+    backup.npz, replaced after each epoch, holds the weights, the state of the optimizer
+    and of the random numbers, the best weights, the history, and the settings of all
+    these. Each worker of a cluster has its own. A backup of other settings is put aside
+    as backup-before.npz when the first new one is written.
+
+    Args:
+        folder: MODEL_DIR as a path.
+        settings: what describe_training returns.
+        batch_size: images a step on all devices.
+        worker: number of this worker; 0 writes history.csv as well.
     """
 
-    def __init__(self, folder, settings, epochs, worker=0):
+    def __init__(self, folder, settings, batch_size, worker):
         super().__init__()
-        self.settings, self.epochs, self.worker = settings, epochs, worker
+        name = "backup"
+        if worker > 0:
+            name = f"backup{worker}"
+        self.file = folder / f"{name}.npz"
+        self.file_before = folder / f"{name}-before.npz"
         self.history_file = folder / "history.csv"
-        self.backup_file = folder / f"backup{worker or ''}.npz"
-        self.history, self.best, self.restored = [], [], 0
+        self.settings = settings
+        self.batch_size = batch_size
+        self.worker = worker
+        self.history = []
+        self.best = []
+        self.put_aside = False
 
     def restore(self, model):
-        """Take up where the backup stopped; return a text that says so, or why not."""
+        """Take up where a backup stopped; return a text that says so, or why not."""
         self.set_model(model)
-        variables = self.variables()
+        text = ""
+        if self.file.exists():
+            reason = self.load(self.file)
+            if not reason:
+                return self.describe(self.file)
+            self.put_aside = True
+            text = f"Not going on from {self.file}: {reason}.\n"
+        if self.file_before.exists() and not self.load(self.file_before):
+            return text + self.describe(self.file_before)
+        if self.put_aside:
+            text += f"Starting afresh; it will be kept as {self.file_before.name}.\n"
+        return text
+
+    def describe(self, path):
+        done = len(self.history)
+        text = f"{done} epochs are done, going on from {path}.\n"
+        if self.old_batch_size != self.batch_size:
+            text += (
+                f"A step took {self.old_batch_size} images until now and takes "
+                f"{self.batch_size} from here on: the number of devices has changed.\n"
+            )
+        return text
+
+    def load(self, path):
+        """Take up where this backup stopped; return "", or why that cannot be."""
         try:
-            with np.load(self.backup_file, allow_pickle=False) as backup:
-                arrays = dict(backup)
-            record = json.loads(str(arrays["record"]))
-            for name, new in self.settings.items():
-                if new != (old := record["settings"].get(name)):
-                    raise ValueError(f"{name} was {old}, now it is {new}")
-            state = [arrays[f"state_{n}"] for n in range(len(variables))]
-            best = [arrays[f"best_{n}"] for n in range(len(model.weights))]
-            if [x.shape for x in state] != [tuple(x.shape) for x in variables]:
-                raise ValueError("it is of another network")
-        except FileNotFoundError:
-            return ""
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-            return f"Starting afresh, not from {self.backup_file}: {error}\n"
-        for variable, value in zip(variables, state, strict=True):
+            with np.load(path, allow_pickle=False) as backup:
+                record = json.loads(str(backup["record"]))
+                reason = self.compare(record["settings"])
+                if reason:
+                    return reason
+                state = read_arrays(backup, "state", self.variables())
+                best = read_arrays(backup, "best", self.model.weights)
+            history = record["history"]
+            batch_size = int(record["batch_size"])
+            min(row["val_loss"] for row in history)
+        except Exception as error:  # damaged files make NumPy raise nearly anything
+            error = " ".join(str(error).split())[:200]
+            return f"it is damaged, or of another program ({error})"
+        for variable, value in zip(self.variables(), state, strict=True):
             variable.assign(value)
-        self.best, self.history = best, record["history"]
-        self.restored = len(self.history)
-        left = "going on" if self.restored < self.epochs else "raise EPOCHS to go on"
-        return f"{self.restored} of {self.epochs} epochs are done: {left}\n"
+        self.history = history
+        self.best = best
+        self.old_batch_size = batch_size
+        return ""
+
+    def compare(self, settings):
+        """Return what has changed since the backup was written, or ""."""
+        changes = []
+        for name, new in self.settings.items():
+            old = settings.get(name)
+            if new != old:
+                changes.append(f"{name} was {old}, now it is {new}")
+        return ", ".join(changes)
 
     def variables(self):
         return [*self.model.variables, *self.model.optimizer.variables]
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self.worker == 0 and len(self.history) == self.restored + 1:
-            left = self.epochs - epoch
-            minutes = left * self.history[-1]["seconds"] / 60
-            print(f"{left} epochs are left, some {minutes:.1f} minutes")
-        kl_weight = warm_up(epoch, self.epochs) * self.settings["KL_WEIGHT"]
-        self.model.get_layer("loss").kl_weight.assign(kl_weight)
         self.start = time.perf_counter()
 
-    def on_train_batch_end(self, batch, logs=None):
-        loss = float(logs["loss"])
-        if not (math.isfinite(loss) and logs["reconstruction_loss"] < 10):
-            raise FloatingPointError(f"the loss has risen to {loss:.4g}")
-
     def on_epoch_end(self, epoch, logs=None):
-        row = {"epoch": epoch + 1, **{name: float(x) for name, x in logs.items()}}
-        for name in ("", "val_"):
-            kl_loss = self.settings["KL_WEIGHT"] * row[f"{name}kl_loss"]
-            row[f"{name}loss"] = row[f"{name}reconstruction_loss"] + kl_loss
+        row = {"epoch": epoch + 1}
+        for part in ("", "val_"):
+            # Keras's own loss has the KL weights of the moment, which rise at first.
+            row[f"{part}loss"] = float(logs[f"{part}loss_final"])
+            for name in ("reconstruction_loss", "kl_loss"):
+                row[f"{part}{name}"] = float(logs[f"{part}{name}"])
         rate = self.model.optimizer.learning_rate
         row["learning_rate"] = float(ops.convert_to_numpy(rate))
         row["seconds"] = round(time.perf_counter() - self.start, 3)
-        if not math.isfinite(row["val_loss"]):
-            raise FloatingPointError("the loss of the held-out images is not finite")
-        if all(row["val_loss"] < other["val_loss"] for other in self.history):
+        lowest = min((old["val_loss"] for old in self.history), default=math.inf)
+        if row["val_loss"] < lowest:
             self.best = self.model.get_weights()
-        history = [*self.history, row]
-        record = {"settings": self.settings, "history": history}
-        state = (ops.convert_to_numpy(variable) for variable in self.variables())
-        arrays = {f"state_{n}": array for n, array in enumerate(state)}
-        arrays |= {f"best_{n}": array for n, array in enumerate(self.best)}
+        self.write([*self.history, row])
+        self.history.append(row)  # only now is it kept
+
+    def write(self, history):
+        """Write history.csv and the backup."""
         if self.worker == 0:
-            lines = [history[0].keys(), *(row.values() for row in history)]
-            text = "".join(",".join(map(str, line)) + "\n" for line in lines)
+            lines = [",".join(history[0])]
+            for row in history:
+                lines.append(",".join(str(value) for value in row.values()))
             with replacing(self.history_file) as path:
+                text = "\n".join(lines) + "\n"
                 path.write_text(text, encoding="utf-8", newline="\n")
-        with replacing(self.backup_file) as path:
-            np.savez(path, record=json.dumps(record), **arrays)
-        self.history = history  # only now is it kept
+        record = {"settings": self.settings, "batch_size": self.batch_size}
+        record["history"] = history
+        arrays = {"record": json.dumps(record)}
+        for number, variable in enumerate(self.variables()):
+            arrays[f"state_{number}"] = ops.convert_to_numpy(variable)
+        for number, weights in enumerate(self.best):
+            arrays[f"best_{number}"] = weights
+        with replacing(self.file) as path:
+            np.savez(path, **arrays)
+            if self.put_aside:
+                os.replace(self.file, self.file_before)
+                self.put_aside = False
 
 
-def measure(encoder, decoder, batches, mean_image):
+def read_arrays(backup, kind, variables):
+    """Return the arrays of a backup that belong to these variables.
+
+    Raises:
+        ValueError: They do not fit the variables.
+    """
+    arrays = []
+    for number, variable in enumerate(variables):
+        array = backup[f"{kind}_{number}"]
+        if array.shape != tuple(variable.shape) or array.dtype != variable.dtype:
+            raise ValueError(f"{kind} {number} is of another network")
+        arrays.append(array)
+    return arrays
+
+
+# ----------------------------------------------------------------------------
+# How good it is
+# ----------------------------------------------------------------------------
+def measure(encoder, decoder, batches, mean_image, seed):
     """Measure what the saved models keep of held-out images, at z = z_mean.
 
     Args:
         encoder, decoder: the models as they are saved.
         batches: dataset of float32 (B, H, W, C) in 0..1.
         mean_image: float32 (H, W, C) in 0..1, the reconstruction that knows nothing.
+        seed: of the 16 samples of z for each image, over which elbo is averaged.
 
     Returns:
-        A dict of figures: cross-entropies in nats per value, the lowest being that of
-        the images themselves; PSNR in dB; KL in nats per image; sharpness, the variance
-        of the Laplacian, decoded over real; the share of codes within the square of the
-        latent grid, in the two latents of most KL.
+        A dict of figures. Cross-entropies are in nats per value, the lowest being that
+        of the images themselves; elbo and kl in nats per image; psnr in dB. sharpness
+        is the variance of the Laplacian, decoded over real. share_in_grid is the share
+        of codes whose first two latents lie between the 5 % and 95 % quantiles of the
+        prior: 0.81 if the codes are as normal as the prior.
     """
-
-    def cross_entropy(images, decoded):
-        return ops.mean(keras.losses.binary_crossentropy(images, decoded), axis=(1, 2))
-
-    def edges(images):
-        grey = np.mean(images, axis=3)
-        return [scipy.ndimage.laplace(x, mode="nearest").var() for x in grey]
-
+    random = np.random.default_rng(seed)
     rows = []
     for images in batches:
-        z_mean, z_log_var = encoder(images)
-        decoded = decoder(z_mean)
-        found, lowest = cross_entropy(images, decoded), cross_entropy(images, images)
-        error = ops.mean(ops.square(images - decoded), axis=(1, 2, 3))
-        row = {
-            "cross_entropy": found,
-            "cross_entropy_mean_image": cross_entropy(images, 0 * images + mean_image),
-            "cross_entropy_lowest": lowest,
-            "cross_entropy_excess": found - lowest,
-            "psnr": -10 * ops.log10(ops.maximum(error, 1e-10)),  # not infinite
-            "ssim": tf.image.ssim(images, decoded, 1.0, filter_size=7),
-            "sharpness": edges(decoded),
-            "real": edges(images),
-            "z_mean": z_mean,
-            "kl": (ops.square(z_mean) + ops.exp(z_log_var) - 1 - z_log_var) / 2,
-        }
-        rows.append({name: np.asarray(value) for name, value in row.items()})
-    columns = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-    z_mean, kl = columns.pop("z_mean"), columns.pop("kl").mean(axis=0)
-    figures = {name: float(column.mean()) for name, column in columns.items()}
-    figures["sharpness"] /= figures.pop("real") or 1.0  # all of one colour
-    figures["kl"] = float(kl.sum())
-    figures["kl_per_latent"] = [round(value, 4) for value in kl.tolist()]
-    figures["active_latents"] = int((z_mean.var(axis=0) > 0.01).sum())
-    inside = np.abs(z_mean[:, np.argsort(-kl)[:2]]) < 1.645  # 5 % to 95 % of a normal
-    figures["share_in_grid"] = float(inside.all(axis=1).mean())
+        row = measure_batch(encoder, decoder, np.asarray(images), mean_image, random)
+        rows.append(row)
+    columns = {}
+    for name in rows[0]:
+        columns[name] = np.concatenate([row[name] for row in rows])
+    figures = describe_codes(columns.pop("z_mean"), columns.pop("kl"))
+    for name, column in columns.items():
+        figures[name] = float(column.mean())
+    real = figures.pop("real")
+    if real > 0:  # not all of one colour
+        figures["sharpness"] /= real
+    excess = figures["cross_entropy"] - figures["cross_entropy_lowest"]
+    figures["cross_entropy_excess"] = excess
+    values = mean_image.size
+    figures["elbo"] = -values * figures["cross_entropy_sampled"] - figures["kl"]
+    figures["bits_per_value"] = -figures["elbo"] / values / math.log(2)
     return figures
+
+
+def measure_batch(encoder, decoder, images, mean_image, random):
+    """Return {name: a value, or a row, for each image} of images (B, H, W, C)."""
+    z_mean, z_log_var = encoder(images)
+    z_mean = np.asarray(z_mean)
+    z_log_var = np.asarray(z_log_var)
+    decoded = np.asarray(decoder(z_mean))
+    mean_images = np.broadcast_to(mean_image, images.shape)
+    error = np.mean((images - decoded) ** 2, axis=(1, 2, 3))
+    sampled = []
+    for _ in range(16):
+        epsilon = random.standard_normal(z_mean.shape, "float32")
+        z = z_mean + np.exp(z_log_var / 2) * epsilon
+        sampled.append(cross_entropy(images, decoder(z)))
+    return {
+        "z_mean": z_mean,
+        "kl": (z_mean**2 + np.exp(z_log_var) - 1 - z_log_var) / 2,
+        "cross_entropy": cross_entropy(images, decoded),
+        "cross_entropy_mean_image": cross_entropy(images, mean_images),
+        "cross_entropy_lowest": cross_entropy(images, images),
+        "cross_entropy_sampled": np.mean(sampled, axis=0),
+        "psnr": -10 * np.log10(np.maximum(error, 1e-10)),  # not infinite
+        "ssim": np.asarray(tf.image.ssim(images, decoded, 1.0, filter_size=7)),
+        "sharpness": sharpness(decoded),
+        "real": sharpness(images),
+    }
+
+
+def cross_entropy(images, decoded):
+    """Return the cross-entropy of each image, both (B, H, W, C), in nats per value."""
+    losses = keras.losses.binary_crossentropy(images, decoded)  # (B, H, W)
+    return np.mean(losses, axis=(1, 2))
+
+
+def sharpness(images):
+    """Return the variance of the Laplacian of each image (B, H, W, C), in grey."""
+    variances = []
+    for grey in np.mean(images, axis=3):
+        variances.append(scipy.ndimage.laplace(grey, mode="nearest").var())
+    return variances
+
+
+def describe_codes(codes, kl):
+    """Return figures of codes (N, LATENT_DIM) and of their KL, of the same shape."""
+    kl = kl.mean(axis=0)
+    inside = np.abs(codes[:, :2]) < 1.645  # 5 % to 95 % of a normal
+    return {
+        "kl": float(kl.sum()),
+        "kl_per_latent": [round(float(value), 4) for value in kl],
+        "active_latents": int((codes.var(axis=0) > 0.01).sum()),
+        "share_in_grid": float(inside.all(axis=1).mean()),
+    }
+
+
+def describe_epochs(history, num_images):
+    """Return figures of the epochs, each of that many images, and of the best one."""
+    best = min(history, key=lambda row: row["val_loss"])
+    seconds = [row["seconds"] for row in history]
+    return {
+        "epoch": best["epoch"],
+        "epochs": len(history),
+        "seconds": round(sum(seconds), 3),
+        "images_per_second": num_images / float(np.median(seconds)),
+    }
+
+
+def report(figures):
+    """Print how good the best epoch is, and what the figures advise."""
+    units = {
+        "seconds": "s",
+        "psnr": "dB",
+        "elbo": "nats per image",
+        "kl": "nats per image",
+        "kl_per_latent": "nats per image",
+    }
+    print("The best epoch, on the held-out images:")
+    for name, value in figures.items():
+        unit = units.get(name, "")
+        if name.startswith("cross_entropy"):
+            unit = "nats per value"
+        text = str(value)
+        if isinstance(value, float):
+            text = f"{value:.6g}"
+        print(f"{name + ':':26}{text} {unit}".rstrip())
+    if figures["cross_entropy"] > figures["cross_entropy_mean_image"]:
+        print("It is worse than the mean image: raise EPOCHS, or lower LEARNING_RATE")
+    if figures["share_in_grid"] <= 0.6:
+        print("Raise KL_WEIGHT to bring share_in_grid nearer to 0.81, the prior's")
+    if figures["share_in_grid"] >= 0.97:
+        print("Lower KL_WEIGHT to bring share_in_grid nearer to 0.81, the prior's")
 
 
 def plot_loss(path, history):
     """Draw both terms of the loss over the epochs, in training and held out."""
     figure = matplotlib.figure.Figure((10, 4), dpi=100, layout="constrained")
-    units = {"reconstruction_loss": "nats per value", "kl_loss": "nats per image"}
+    left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
-    for axes, (name, unit) in zip(figure.subplots(1, 2), units.items(), strict=True):
-        axes.plot(epochs, [row[name] for row in history], ".-", label="training")
+    panels = [
+        (left, "reconstruction_loss", "nats per value"),
+        (right, "kl_loss", "nats per image"),
+    ]
+    for axes, name, unit in panels:
+        training = [row[name] for row in history]
         held_out = [row[f"val_{name}"] for row in history]
+        axes.plot(epochs, training, ".-", label="training")
         axes.plot(epochs, held_out, ".-", label="held out")
         axes.set(title=name, xlabel="epoch", ylabel=unit)
         axes.grid(alpha=0.3)
@@ -557,7 +983,8 @@ def plot_reconstructions(path, images, decoded):
     """Draw images above what became of them, both float32 (B, H, W, C) in 0..1."""
     canvas = np.vstack([np.hstack(list(images)), np.hstack(list(decoded))])
     scale = max(1, round(128 / images.shape[1]))  # small images are drawn larger
-    height, width = np.array(canvas.shape[:2]) * scale
+    height = canvas.shape[0] * scale
+    width = canvas.shape[1] * scale
     figure = matplotlib.figure.Figure((width / 100, (height + 40) / 100), dpi=100)
     caption = "above: held-out training images, check rights before publishing"
     figure.text(0.5, 12 / (height + 40), caption, ha="center")
@@ -568,17 +995,267 @@ def plot_reconstructions(path, images, decoded):
         figure.savefig(temporary, format="png")
 
 
+class Drawing(keras.callbacks.Callback):
+    """Draw loss.png and reconstructions.png, every five epochs.
+
+    Args:
+        folder: FIGURE_DIR as a path.
+        history: the list that Backup appends to.
+        examples: held-out images, float32 (B, H, W, C) in 0..1.
+        encoder, decoder: the models that are trained; the decoder ends in logits.
+    """
+
+    def __init__(self, folder, history, examples, encoder, decoder):
+        super().__init__()
+        self.folder = folder
+        self.history = history
+        self.examples = examples
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch % 5 > 0:
+            return
+        try:
+            self.draw()
+        except Exception as error:  # a picture is not worth the training
+            text = f"Cannot draw into {self.folder}: {error}. The training goes on."
+            print(text, file=sys.stderr)
+
+    def draw(self):
+        z_mean, _ = self.encoder(self.examples)
+        decoded = np.asarray(ops.sigmoid(self.decoder(z_mean)))
+        plot_loss(self.folder / "loss.png", self.history)
+        plot_reconstructions(
+            self.folder / "reconstructions.png", self.examples, decoded
+        )
+
+
+# ----------------------------------------------------------------------------
+# Files and settings
+# ----------------------------------------------------------------------------
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a temporary path beside `path`, which takes its place on success.
+
+    Temporary files of `path` that runs left when they were killed go as well.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for leftover in path.parent.glob(f".*-{glob.escape(path.name)}"):
+        pid = leftover.name[1:].partition("-")[0]
+        if pid.isdecimal() and not is_running(int(pid)):
+            leftover.unlink(missing_ok=True)
+
+
+def is_running(pid):
+    """Return whether a process of this number runs on this machine."""
+    if os.name == "nt":
+        return True  # os.kill would end it there: rather a file too many
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is another user's
+        return True
+    return True
+
+
+def check(good, name, value, expected):
+    """End the script with a message if a setting is not what it has to be."""
+    if not good:
+        script = Path(__file__).name
+        text = f"{name} = {value!r}: expected {expected}"
+        sys.exit(f"{text}. Edit it at the top of {script}.")
+
+
+def is_whole(value, low, high=1_000_000):
+    """Return whether a value is a whole number from low to high, and no bool."""
+    return type(value) is int and low <= value <= high
+
+
+def is_number(value, low, high=math.inf):
+    """Return whether a value is a finite number from low to high, and no bool."""
+    return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
+
+
+def open_stdout():
+    """Make stdout take any text, also in a notebook and where the shell closed it."""
+    if sys.stdout is None:  # closed by >&-
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout is no real stream
+        sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
+
+
+def stop(error, path):
+    """End the script with one message about an OSError, of stdout or of a file.
+
+    Args:
+        error: the OSError. Where it names no file, it was met in writing.
+        path: what was most likely being written then.
+    """
+    try:
+        sys.stdout.flush()  # what a full disk or a closed pipe refused is still there
+    except (OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
+        sys.exit(f"Cannot write to stdout: {error.strerror}. Mend it and run again.")
+    name = Path(error.filename or path).resolve()
+    name = name.with_name(name.name.removeprefix(f".{os.getpid()}-"))  # of replacing()
+    sys.exit(f"Cannot write {name}: {error.strerror or error}. Mend it and run again.")
+
+
+def prepare_keras(precision):
+    """Set Keras as this script needs it, whatever keras.json or a notebook has set.
+
+    Args:
+        precision: dtype policy of layers that name none, for example "float32".
+    """
+    backend = keras.config.backend()
+    if backend != "tensorflow":
+        sys.exit(
+            f"Keras runs on {backend} in this session, expected tensorflow. "
+            "Run the script from a shell, or first in a new session."
+        )
+    keras.config.set_floatx("float32")
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_dtype_policy(precision)
+
+
+def read_images(path):
+    """Map an array into memory and read it once.
+
+    Returns:
+        images: uint8 (N, H, W, C), in a memory map.
+        images_id: a part of the SHA-256 of the file.
+        num_train: how many rows there are to train on; the others are held out.
+        mean_image: the mean of the rows to train on, float32 (H, W, C) in 0..1.
+
+    Raises:
+        ValueError: It is not uint8 (N, H, W, C), or does not fit the network, or all
+            images are the same.
+        OSError: It cannot be read.
+    """
+    images = open_images(path)
+    num_train = len(images) - min(VALIDATION_IMAGES, len(images) // 20 * 2)
+    digest = hashlib.sha256()
+    total = np.zeros(images.shape[1:])
+    differ = False
+    rows = max(1, 20_000_000 // images[0].nbytes)  # memory does not grow with N
+    with open(path, "rb") as file:
+        for start in range(0, len(images), rows):
+            block = images[start : start + rows]
+            digest.update(file.read(block.nbytes))  # the same bytes, from the cache
+            training = images[start : min(start + rows, num_train)]
+            total += training.sum(axis=0, dtype=np.uint32)
+            if not differ:
+                differ = bool((training != images[0]).any())
+        digest.update(file.read())  # what remains, as the header has its bytes too
+    if not differ:
+        raise ValueError("all its images are the same, so there is nothing to learn")
+    mean_image = (total / (255 * num_train)).astype("float32")
+    return images, digest.hexdigest()[:16], num_train, mean_image
+
+
+def open_images(path):
+    """Map an array into memory, and check that a network can be trained on it."""
+    images = np.lib.format.open_memmap(path, mode="r")
+    found = f"it holds {images.dtype} {images.shape}"
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise ValueError(f"{found}, expected uint8 (N, H, W, C) with C = 1 or 3")
+    height, width = images.shape[1:3]
+    if height != width or height < 28 or height % 4 > 0:
+        raise ValueError(f"{found}, expected a side of 28 or more that 4 divides")
+    if len(images) < 20:
+        raise ValueError(f"{found}, expected 20 rows at the least")
+    return images
+
+
+def check_places(model_dir, figure_dir):
+    """Find out whether all files can be written, rather now than after hours.
+
+    Raises:
+        OSError: One of them cannot; it names it.
+    """
+    models = ("encoder.keras", "decoder.keras", "summary.json", "history.csv")
+    files = [model_dir / name for name in (*models, "backup.npz", "backup-before.npz")]
+    files += [figure_dir / "loss.png", figure_dir / "reconstructions.png"]
+    for folder in (model_dir, figure_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:  # it names the file that was tried
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+    for path in files:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+
+
+def describe_training(side, num_train, images_id):
+    """Return all that a model depends on, but for EPOCHS and the devices.
+
+    It holds what is in effect, so that another way to write the same is no change.
+    """
+    stages, _ = plan_stages(side, FILTERS)
+    return {
+        "LATENT_DIM": LATENT_DIM,
+        "FILTERS": [*stages, FILTERS[-1]],  # the last one is the width of dense layers
+        "KL_WEIGHT": float(KL_WEIGHT),
+        "BATCH_SIZE": min(BATCH_SIZE, num_train),
+        "OPTIMIZER": OPTIMIZER,
+        "LEARNING_RATE": float(choose_rate(OPTIMIZER, LEARNING_RATE)),
+        "PRECISION": PRECISION,
+        "SEED": SEED,
+        "num_train": num_train,  # it follows from VALIDATION_IMAGES
+        "images_id": images_id,
+    }
+
+
+def describe_settings(num_train, images_id):
+    """Return the settings as they stand at the top of the script, and the data."""
+    return {
+        "LATENT_DIM": LATENT_DIM,
+        "FILTERS": list(FILTERS),
+        "KL_WEIGHT": KL_WEIGHT,
+        "EPOCHS": EPOCHS,
+        "BATCH_SIZE": BATCH_SIZE,
+        "OPTIMIZER": OPTIMIZER,
+        "LEARNING_RATE": LEARNING_RATE,
+        "VALIDATION_IMAGES": VALIDATION_IMAGES,
+        "PRECISION": PRECISION,
+        "SEED": SEED,
+        "images_id": images_id,
+        "num_train": num_train,
+    }
+
+
 def save_models(folder, encoder, decoder, settings, figures):
     """Save both models under an id made of their weights, and what is known of them."""
-    weights = [*encoder.get_weights(), *decoder.get_weights()]
-    digest = hashlib.sha256(b"".join(weight.tobytes() for weight in weights))
+    digest = hashlib.sha256()
+    for weights in [*encoder.get_weights(), *decoder.get_weights()]:
+        digest.update(weights.tobytes())
     model_id = digest.hexdigest()[:8]
-    encoder.name, decoder.name = f"encoder_{model_id}", f"decoder_{model_id}"
+    encoder.name = f"encoder_{model_id}"
+    decoder.name = f"decoder_{model_id}"
+    now = datetime.datetime.now().astimezone()
     summary = {
         "model_id": model_id,
+        "trained_at": now.isoformat(timespec="seconds"),
         "settings": settings,
+        "kl_weights": final_kl_weights(KL_WEIGHT, LATENT_DIM),
         "figures": figures,
-        "versions": {module.__name__: module.__version__ for module in (np, keras, tf)},
+        "versions": {
+            "numpy": np.__version__,
+            "keras": keras.__version__,
+            "tensorflow": tf.__version__,
+        },
         "python": platform.python_version(),
     }
     text = json.dumps(summary, indent=2) + "\n"
@@ -592,197 +1269,154 @@ def save_models(folder, encoder, decoder, settings, figures):
         summary_file.write_text(text, encoding="utf-8", newline="\n")
 
 
-def report(recorder, rows, values, measured):
-    """Print how good the best epoch is, and return it as a dict.
+def check_settings():
+    """End the script with a message if a setting is not what it has to be."""
+    good = is_whole(LATENT_DIM, 2, 1024)
+    check(good, "LATENT_DIM", LATENT_DIM, "a whole number, 2 to 1024")
+    good = isinstance(FILTERS, (tuple, list)) and len(FILTERS) > 0
+    good = good and all(is_whole(width, 1, 4096) for width in FILTERS)
+    check(good, "FILTERS", FILTERS, "channels from 1 to 4096, such as (32, 64, 128)")
+    check(is_number(KL_WEIGHT, 0, 10), "KL_WEIGHT", KL_WEIGHT, "a number from 0 to 10")
+    check(is_whole(EPOCHS, 1), "EPOCHS", EPOCHS, "a whole number from 1 up")
+    check(is_whole(BATCH_SIZE, 1), "BATCH_SIZE", BATCH_SIZE, "a whole number from 1 up")
+    names = ("adam", "rmsprop", "sgd")
+    check(OPTIMIZER in names, "OPTIMIZER", OPTIMIZER, f"one of {names}")
+    good = LEARNING_RATE is None
+    if not good:
+        good = is_number(LEARNING_RATE, 0, 100) and LEARNING_RATE > 0
+    check(good, "LEARNING_RATE", LEARNING_RATE, "None or a number above 0, up to 100")
+    good = is_whole(VALIDATION_IMAGES, 2) and VALIDATION_IMAGES % 2 == 0
+    check(good, "VALIDATION_IMAGES", VALIDATION_IMAGES, "an even number above 0")
+    names = ("float32", "mixed_bfloat16", "mixed_float16")
+    check(PRECISION in names, "PRECISION", PRECISION, f"one of {names}")
+    check(is_whole(SEED, 0, 2**32 - 1), "SEED", SEED, "a whole number from 0 up")
 
-    An epoch trains on that many rows, an image has that many values, H * W * C, and
-    measured is what its weights reached on the held-out images.
+
+# ----------------------------------------------------------------------------
+# All of it
+# ----------------------------------------------------------------------------
+def choose_batch_size(num_train, num_held_out, strategy):
+    """Return how many images a step takes on all devices together.
+
+    Each takes BATCH_SIZE of them, or its share of all rows if those are fewer.
     """
-    history, kl_weight = recorder.history, recorder.settings["KL_WEIGHT"]
-    best = min(history, key=lambda row: row["val_loss"])
-    elbo = -values * best["val_reconstruction_loss"] - best["val_kl_loss"]
-    seconds = [row["seconds"] for row in history]
-    figures = {
-        "epoch": best["epoch"],
-        "epochs": len(history),
-        "seconds": sum(seconds),
-        "images_per_second": rows / float(np.median(seconds)),
-        "beta": kl_weight * values,
-        "elbo": elbo,
-        "bits_per_value": -elbo / values / math.log(2),
-        **measured,
-    }
-    units = dict.fromkeys(("elbo", "kl", "kl_per_latent"), "nats per image")
-    units |= {"psnr": "dB", "seconds": "s"}
-    print("The best epoch, on the held-out images:")
-    for name, value in figures.items():
-        unit = "nats per value" if "cross_entropy" in name else units.get(name, "")
-        value = value if type(value) is list else f"{value:.6g}"
-        print(f"{name + ':':26}{value} {unit}".rstrip())
-    if measured["cross_entropy"] > measured["cross_entropy_mean_image"]:
-        print("It is worse than the mean image: raise EPOCHS, or lower LEARNING_RATE")
-    inside = measured["share_in_grid"]
-    if not 0.6 < inside < 0.97:
-        verb = "Raise" if inside < 0.6 else "Lower"
-        print(f"{verb} KL_WEIGHT to bring share_in_grid nearer to 0.81, a normal's")
-    return figures
-
-
-def build_models(sizes, settings, steps, strategy):
-    """Build the encoder, the decoder to logits, and the compiled model of both."""
-    keras.utils.set_random_seed(settings["SEED"])
-    keras.config.set_dtype_policy(settings["PRECISION"])
-    # TensorFlow 2.21 fails, with a message, to fuse leaky units in training anyway.
-    tf.config.optimizer.set_experimental_options({"remapping": False})
-    weight, seed = settings["KL_WEIGHT"], settings["SEED"]
-    rate, replicas = settings["LEARNING_RATE"], strategy.num_replicas_in_sync
-    cluster = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-    with strategy.scope():
-        encoder, decoder = build_encoder(*sizes), build_decoder(*sizes, training=True)
-        vae = build_vae(encoder, decoder, weight, seed, cluster)
-        vae.compile(build_optimizer(settings["OPTIMIZER"], rate, steps, replicas))
-        vae.optimizer.build(vae.trainable_variables)
-    return encoder, decoder, vae
-
-
-def train(images, mean_image, settings, epochs, folder, figure_dir):
-    """Train from where the backup stopped, if there is one, and write all files.
-
-    images are uint8 (N, H, W, C), mean_image is the mean of those to train on, float32
-    (H, W, C) in 0..1, and settings are all that a model depends on, but for the epochs.
-    """
-    strategy, worker = choose_strategy()
-    replicas, num_train = strategy.num_replicas_in_sync, settings["num_train"]
-    num_held_out, shape = len(images) - num_train, images.shape[1:]
+    replicas = strategy.num_replicas_in_sync
     if num_held_out < replicas:
         sys.exit(f"Found {num_held_out} rows to hold out, expected {replicas} or more.")
-    batch_size = min(settings["BATCH_SIZE"], num_train // replicas) * replicas
-    steps, chief = num_train // batch_size, worker == 0
-    sizes = (*shape[1:], settings["LATENT_DIM"], settings["FILTERS"])
-    encoder, decoder, vae = build_models(sizes, settings, steps * epochs, strategy)
-    recorder = Recorder(folder, settings, epochs, worker)
-    text = recorder.restore(vae)
-    done = len(recorder.history)
-    if chief:
-        device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-        print(
-            f"Training on {num_train} rows of {' x '.join(map(str, shape))}, "
-            f"{num_held_out} held out: {vae.count_params():,} parameters; {epochs} "
-            f"epochs of {steps} steps of {batch_size} images on {replicas} x {device}"
-            f"\n{text}",
-            end="",
-        )
-    if not same_everywhere(strategy, [settings, epochs, done]):
-        sys.exit(
-            f"The workers differ: this one has done {done} of {epochs} epochs. "
-            "Give all the same script and array, and copies of the newest backup*.npz."
-        )
-    training, held_out = make_datasets(
-        images, num_train, batch_size, settings["SEED"], done, replicas
+    if num_train < BATCH_SIZE * replicas:
+        print(f"{BATCH_SIZE = } is more than {num_train} rows have: a step takes all")
+    return min(BATCH_SIZE, num_train // replicas) * replicas
+
+
+def print_plan(images, num_train, parameters, batch_size, replicas):
+    """Print what will be trained, on what, for how long."""
+    shape = " x ".join(str(size) for size in images.shape[1:])
+    device = "CPU"
+    if tf.config.list_physical_devices("GPU"):
+        device = "GPU"
+    print(
+        f"Training on {num_train} rows of {shape}, {len(images) - num_train} held out: "
+        f"{parameters:,} parameters; {EPOCHS} epochs of {num_train // batch_size} "
+        f"steps of {batch_size} images on {replicas} x {device}"
     )
-    first = images[num_train:][:20:2] / np.float32(255)  # every other may be a mirror
+    print(
+        "loss: with the KL weights of the moment, which rise during the first epochs;"
+    )
+    print("loss_final: with the final ones. This is the loss in history.csv.")
 
-    def draw(epoch=0, logs=None):
-        if chief and epoch % 5 == 0:
-            decoded = np.asarray(ops.sigmoid(decoder(encoder(first)[0])))
-            plot_loss(figure_dir / "loss.png", recorder.history)
-            plot_reconstructions(figure_dir / "reconstructions.png", first, decoded)
 
+def fit(vae, datasets, steps, callbacks, history, worker):
+    """Train the epochs that are left, and say on Ctrl-C how many are done."""
+    training, held_out = datasets
+    verbose = 0  # worker 0 speaks for all
+    if worker == 0:
+        verbose = 2  # a line an epoch
+        if sys.stdout.isatty():
+            verbose = 1  # a bar that moves
     try:
-        if done < epochs:
-            vae.fit(
-                training,
-                shuffle=False,
-                steps_per_epoch=steps,
-                initial_epoch=done,
-                epochs=epochs,
-                validation_data=held_out,
-                callbacks=[recorder, keras.callbacks.LambdaCallback(on_epoch_end=draw)],
-                verbose=(1 if sys.stdout.isatty() else 2) if chief else 0,
-            )
+        vae.fit(
+            training,
+            shuffle=False,  # the dataset does that
+            steps_per_epoch=steps,
+            initial_epoch=len(history),
+            epochs=EPOCHS,
+            validation_data=held_out,
+            callbacks=callbacks,
+            verbose=verbose,
+        )
     except KeyboardInterrupt:
-        done = len(recorder.history)
-        print(f"\n{done} of {epochs} epochs are done.", file=sys.stderr)
+        print(f"\n{len(history)} of {EPOCHS} epochs are done.", file=sys.stderr)
         raise
-    vae.set_weights(recorder.best)
-    if chief:
-        draw()
-        stock = build_decoder(*sizes, training=False)
-        stock.set_weights(decoder.get_weights())
-        figures = measure(encoder, stock, held_out, mean_image)
-        figures = report(recorder, steps * batch_size, mean_image.size, figures)
-        save_models(folder, encoder, stock, settings, figures)
-        print(f"Wrote {figure_dir / 'loss.png'} and {figure_dir}/reconstructions.png")
-        print(f"Wrote {folder / 'encoder.keras'} and {folder / 'decoder.keras'}")
 
 
-def check_settings(settings):
-    """End the script with a message if a setting is not what it has to be."""
+def train(images, images_id, num_train, mean_image, addresses, worker):
+    """Train from where the backup stopped, if there is one, and write all files.
 
-    def whole(low, high):
-        return f"a whole number, {low} to {high}", lambda x: low <= x <= high, [int]
-
-    optimizers, precisions = ("adam", "rmsprop", "sgd"), ("float32", "mixed_bfloat16")
-    evens = range(2, 1_000_000, 2)
-    rules = {
-        "LATENT_DIM": whole(2, 1024),
-        "EPOCHS": whole(1, 1_000_000),
-        "BATCH_SIZE": whole(1, 1_000_000),
-        "VALIDATION_IMAGES": ("an even number above 0", evens.count, [int]),
-        "SEED": whole(0, 2**32 - 1),
-        "FILTERS": (
-            "channels from 1 to 4096, such as (32, 64, 128)",
-            lambda x: x and all(type(n) is int and 0 < n < 4097 for n in x),
-            [tuple, list],
-        ),
-        "KL_WEIGHT": ("a number from 0 up", lambda x: 0 <= x < math.inf, [int, float]),
-        "LEARNING_RATE": (
-            "None or a number above 0",
-            lambda x: x is None or 0 < x < math.inf,
-            [type(None), int, float],
-        ),
-        "OPTIMIZER": (f"one of {optimizers}", optimizers.count, [str]),
-        "PRECISION": (f"one of {precisions}", precisions.count, [str]),
-    }
-    for name, (expected, good, kinds) in rules.items():
-        value = settings[name]
-        if type(value) not in kinds or not good(value):
-            text = f"{name} = {value!r}: expected {expected}"
-            sys.exit(f"{text}. Edit it at the top of train_vae.py.")
+    Args:
+        images, images_id, num_train, mean_image: of read_images.
+        addresses, worker: of read_cluster. Worker 0 speaks for all and writes.
+    """
+    side, _, channels = images.shape[1:]
+    folder = Path(MODEL_DIR)
+    strategy = choose_strategy(addresses, worker)
+    replicas = strategy.num_replicas_in_sync
+    batch_size = choose_batch_size(num_train, len(images) - num_train, strategy)
+    steps = num_train // batch_size
+    sizes = (side, channels, LATENT_DIM, FILTERS, "leaky_relu")
+    encoder, decoder, vae = build_models(sizes, mean_image, strategy)
+    settings = describe_training(side, num_train, images_id)
+    backup = Backup(folder, settings, batch_size, worker)
+    text = backup.restore(vae)
+    history = backup.history
+    if worker == 0:
+        print_plan(images, num_train, vae.count_params(), batch_size, replicas)
+        print(text, end="", flush=True)
+    if addresses:
+        compare_workers(strategy, settings, history)
+    datasets = make_datasets(
+        images, num_train, batch_size, SEED, len(history), replicas
+    )
+    examples = images[num_train:][:20:2] / np.float32(255)  # every other is a mirror
+    drawing = Drawing(Path(FIGURE_DIR), history, examples, encoder, decoder)
+    rate = choose_rate(OPTIMIZER, LEARNING_RATE)
+    schedule = Schedule(rate, final_kl_weights(KL_WEIGHT, LATENT_DIM), history)
+    callbacks = [schedule, StopIfDiverging(), backup]
+    if worker == 0:
+        callbacks += [drawing, RemainingTime(history, EPOCHS)]
+    if len(history) < EPOCHS:
+        fit(vae, datasets, steps, callbacks, history, worker)
+    if worker > 0:
+        return
+    vae.set_weights(backup.best)
+    stock = build_stock_decoder(decoder, *sizes)
+    figures = describe_epochs(history, steps * batch_size)
+    figures["beta"] = KL_WEIGHT * mean_image.size
+    figures |= measure(encoder, stock, datasets[1], mean_image, SEED)
+    report(figures)
+    save_models(
+        folder, encoder, stock, describe_settings(num_train, images_id), figures
+    )
+    drawing.draw()
+    print(f"Wrote loss.png and reconstructions.png into {drawing.folder}")
+    print(f"Wrote {folder / 'encoder.keras'} and {folder / 'decoder.keras'}")
 
 
 def main():
-    sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be printed
-    settings = {  # all that a model depends on, but for the epochs and the array
-        "LATENT_DIM": LATENT_DIM,
-        "FILTERS": FILTERS,
-        "KL_WEIGHT": KL_WEIGHT,
-        "BATCH_SIZE": BATCH_SIZE,
-        "OPTIMIZER": OPTIMIZER,
-        "LEARNING_RATE": LEARNING_RATE,
-        "VALIDATION_IMAGES": VALIDATION_IMAGES,
-        "PRECISION": PRECISION,
-        "SEED": SEED,
-    }
-    check_settings({**settings, "EPOCHS": EPOCHS})
-    path, folder, figure_dir = Path(INPUT_FILE), Path(MODEL_DIR), Path(FIGURE_DIR)
+    check_settings()
+    prepare_keras(PRECISION)
+    addresses, worker = read_cluster()
+    path = Path(INPUT_FILE)
+    print(f"Reading {path}", flush=True)
     try:
-        images, images_id = open_images(path)
-        num_train = len(images) - min(VALIDATION_IMAGES, len(images) // 20 * 2)
-        mean_image = average_images(images[:num_train])
+        images, images_id, num_train, mean_image = read_images(path)
     except FileNotFoundError:
         sys.exit(f"Found no {path.resolve()} (INPUT_FILE). Run preprocess.py first.")
     except (ValueError, OSError) as error:
         remedy = "Run preprocess.py again."
         sys.exit(f"Cannot use {path.resolve()} (INPUT_FILE): {error}. {remedy}")
-    arrays = {"images_id": images_id, "num_train": num_train}
-    settings |= arrays | {"FILTERS": list(FILTERS)}  # as it comes back from JSON
-    if num_train < BATCH_SIZE:
-        print(f"{BATCH_SIZE = } is more than {num_train} rows: a batch has them all")
+    check_places(Path(MODEL_DIR), Path(FIGURE_DIR))
     try:
-        for place in (folder, figure_dir):  # fail now rather than after an epoch
-            place.mkdir(parents=True, exist_ok=True)
-        train(images, mean_image, settings, EPOCHS, folder, figure_dir)
+        train(images, images_id, num_train, mean_image, addresses, worker)
     except FloatingPointError as error:
         remedy = "Lower LEARNING_RATE; earlier models are as they were."
         sys.exit(f"Stopped: {error}. {remedy}")
@@ -790,14 +1424,15 @@ def main():
         reason = error.message.strip().partition("\n")[0]
         remedy = "If memory ran out, lower BATCH_SIZE; then start all workers again."
         sys.exit(f"Stopped: {reason}. {remedy}")
-    except OSError as error:
-        name = Path(error.filename or folder).resolve()
-        sys.exit(f"Cannot write {name}: {error.strerror}. Mend it and run again.")
 
 
 if __name__ == "__main__":
+    open_stdout()
     try:
         main()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("Stopped: whole epochs are kept, run again to go on.", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        stop(error, MODEL_DIR)
