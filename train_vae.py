@@ -36,6 +36,7 @@ import math
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -565,7 +566,7 @@ def read_cluster():
         for position, address in enumerate(cluster.get(name, [])):
             if kind == name and index == str(position):
                 number = len(addresses)
-            addresses.append(address)
+            addresses.append(str(address))
     if len(addresses) < 2:
         return [], 0
     if number is None:
@@ -585,8 +586,9 @@ def read_tf_config(text, found):
         config = {}  # as TensorFlow takes it
     cluster = config.get("cluster", {})
     task = config.get("task", {})
-    if not (isinstance(cluster, dict) and isinstance(task, dict)):
-        sys.exit(f"{found}: expected a cluster and a task with names and values.")
+    good = isinstance(cluster, dict) and isinstance(task, dict)
+    if not good or not all(isinstance(value, list) for value in cluster.values()):
+        sys.exit(f"{found}: expected a cluster of lists of addresses, and a task.")
     return cluster, task.get("type", "worker"), str(task.get("index", 0))
 
 
@@ -610,21 +612,59 @@ def choose_strategy(addresses, number):
 
 def join_cluster(addresses, number):
     """Return the strategy of a cluster, as soon as all its workers are there."""
-    others = [*addresses]
-    own = others.pop(number)
-    print(f"Worker {number} at {own} waits for {', '.join(others)}", flush=True)
+    await_workers(addresses, number)
     problem = None
     with quiet():  # TensorFlow writes several lines about each problem
         try:
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
         except (ValueError, tf.errors.OpError) as error:
             problem = " ".join(str(error).split())[:200]
-    if problem is None:
-        return strategy
-    sys.exit(
-        f"Cannot start worker {number} at {own}: {problem}. If its port is in use, or "
-        f"others of {', '.join(others)} did not come, mend that and start all again."
-    )
+    if problem is not None:
+        sys.exit(
+            f"Worker {number} at {addresses[number]} cannot start: {problem}. "
+            "Start all workers again."
+        )
+    return strategy
+
+
+def await_workers(addresses, number, seconds=600):
+    """Wait until all workers of a cluster have come; if one does not, end the script.
+
+    Each listens at its own address until it has reached all others. TensorFlow would
+    wait for an hour, without a word, and not hear Ctrl-C.
+    """
+    own = addresses[number]
+    try:
+        listener = socket.create_server(("", int(own.rpartition(":")[2])))
+    except (OSError, ValueError, OverflowError) as error:
+        sys.exit(
+            f"Worker {number} cannot listen at {own}, as TF_CONFIG has it: {error}. "
+            "Another program, or a worker of an earlier run, may use this port."
+        )
+    missing = [address for address in addresses if address != own]
+    end = time.monotonic() + seconds
+    with listener:
+        while missing:
+            print(f"Worker {number} waits for {', '.join(missing)}", flush=True)
+            count = len(missing)
+            while len(missing) == count:
+                if time.monotonic() > end:
+                    sys.exit(
+                        f"No worker has come at {', '.join(missing)} in {seconds} s. "
+                        "Start all workers of TF_CONFIG, with the same addresses."
+                    )
+                time.sleep(0.2)
+                missing = [address for address in missing if not is_reached(address)]
+
+
+def is_reached(address):
+    """Return whether something listens at an address, "host:port"."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def find_gpus():
@@ -732,6 +772,8 @@ class Backup(keras.callbacks.Callback):
                 f"A step took {self.old_batch_size} images until now and takes "
                 f"{self.batch_size} from here on: the number of devices has changed.\n"
             )
+        if done >= EPOCHS:
+            text += "Nothing is left to train: raise EPOCHS to train on.\n"
         return text
 
     def load(self, path):
