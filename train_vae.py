@@ -107,7 +107,7 @@ FILTERS = (16, 32, 64, 128)  # channels of the stages: wider or more are slower
 KL_WEIGHT = 5e-4  # higher: smoother map, blurrier pictures; 0 to 10
 
 # Training
-EPOCHS = 50  # raise it after a finished run to train on
+EPOCHS = 50  # raise it after a run to train on, at the rate of the longer plan
 BATCH_SIZE = 32  # images a step on each device; lower it if memory runs out
 OPTIMIZER = "adam"  # or "rmsprop" or "sgd"
 LEARNING_RATE = None  # None: 3e-3 for adam and rmsprop, 0.3 for sgd
@@ -388,56 +388,44 @@ def choose_rate(name, learning_rate):
     return learning_rate
 
 
-def plateau_rate(learning_rate, val_losses):
-    """Return the rate after epochs with these val_losses: Keras's ReduceLROnPlateau.
+def cosine_rate(learning_rate, done):
+    """Return the learning rate when a share of the epochs is done, 0 to 1.
 
-    As in the article it is halved after 5 epochs that brought val_loss no further down
-    (by 1e-4 nats). It follows from the history alone, so a resumed training has the
-    right one, also on other devices or with more epochs to go.
+    It falls along a cosine to 1 %. It follows from the epoch alone, so a resumed
+    training has the right one, also on another number of devices.
     """
-    best = math.inf
-    waited = 0
-    for val_loss in val_losses:
-        if val_loss < best - 1e-4:
-            best = val_loss
-            waited = 0
-        else:
-            waited += 1
-        if waited == 5:
-            learning_rate /= 2
-            waited = 0
-    return learning_rate
+    return learning_rate * (0.505 + 0.495 * math.cos(math.pi * done))
 
 
 class Schedule(keras.callbacks.Callback):
     """Set the learning rate and the weights of the KL before each step.
 
-    The rate rises over the first 40 steps, as Adam knows little of the gradients then.
-    All follows from the history and the steps that the optimizer counts.
+    The rate rises over the first 40 steps, as Adam knows little of the gradients then;
+    after them it is that of cosine_rate. All follows from the epoch and from the steps
+    that the optimizer has counted, so there is no state to keep.
 
     Args:
-        learning_rate: the rate after that rise.
+        learning_rate: the highest rate.
         kl_weights: the final weight of each latent.
-        history: list of a dict for each epoch that is done; others append to it.
     """
 
-    def __init__(self, learning_rate, kl_weights, history):
+    def __init__(self, learning_rate, kl_weights):
         super().__init__()
         self.learning_rate = learning_rate
         self.final_weights = kl_weights
-        self.history = history
 
     def on_epoch_begin(self, epoch, logs=None):
+        self.epochs_done = epoch
         iterations = self.model.optimizer.iterations
         self.steps_done = int(ops.convert_to_numpy(iterations))
-        val_losses = [row["val_loss"] for row in self.history]
-        self.rate = plateau_rate(self.learning_rate, val_losses)
 
     def on_train_batch_begin(self, batch, logs=None):
+        epochs_done = self.epochs_done + batch / self.params["steps"]
+        rate = cosine_rate(self.learning_rate, epochs_done / self.params["epochs"])
         step = self.steps_done + batch
-        weights = plan_kl_weights(step, self.final_weights)
-        self.model.get_layer("loss").kl_weights.assign(weights)
-        self.model.optimizer.learning_rate = self.rate * min(1, (step + 1) / 40)
+        self.model.optimizer.learning_rate = rate * min(1, (step + 1) / 40)
+        kl_weights = plan_kl_weights(step, self.final_weights)
+        self.model.get_layer("loss").kl_weights.assign(kl_weights)
 
 
 def build_models(sizes, mean_image, strategy):
@@ -1421,7 +1409,7 @@ def train(images, images_id, num_train, mean_image, addresses, worker):
     examples = images[num_train:][:20:2] / np.float32(255)  # every other is a mirror
     drawing = Drawing(Path(FIGURE_DIR), history, examples, encoder, decoder)
     rate = choose_rate(OPTIMIZER, LEARNING_RATE)
-    schedule = Schedule(rate, final_kl_weights(KL_WEIGHT, LATENT_DIM), history)
+    schedule = Schedule(rate, final_kl_weights(KL_WEIGHT, LATENT_DIM))
     callbacks = [schedule, StopIfDiverging(), backup]
     if worker == 0:
         callbacks += [drawing, RemainingTime(history, EPOCHS)]
