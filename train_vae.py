@@ -102,8 +102,9 @@ MODEL_DIR = "model"  # another folder keeps this model beside the next one
 FIGURE_DIR = "figures"
 
 # Model
-LATENT_DIM = 2  # 2 are a map; more add details to it, at a lower KL_WEIGHT (1e-5)
+LATENT_DIM = 2  # 2 are a map; more add details to it, best with KL_WEIGHT = 2e-4
 FILTERS = (16, 32, 64, 128)  # channels of the stages: wider or more are slower
+ACTIVATION = "leaky_relu"  # "silu" with LEARNING_RATE 6e-3: sharper if many pictures
 KL_WEIGHT = 5e-4  # higher: smoother map, blurrier pictures; 0 to 10
 
 # Training
@@ -354,12 +355,12 @@ def plan_kl_weights(step, final_weights):
     They rise evenly over 300 steps: with the whole weight from the start, 2 of 5 seeds
     put all they learned of drawn athletes into one latent. The latents from the third
     on are held down at first, at ten times the weight of the map, so that the map takes
-    all it can; between the steps 120 and 360 this falls to their own weight.
+    all it can; between the steps 120 and 240 this falls to their own weight.
     """
     weights = np.array(final_weights, "float32")
     if len(weights) > 2:
         held = max(10 * weights[0], weights[2])
-        fallen = min(1.0, max(0.0, (step - 120) / 240))
+        fallen = min(1.0, max(0.0, (step - 120) / 120))
         weights[2:] = held ** (1 - fallen) * weights[2:] ** fallen
     return weights * min(1.0, (step + 1) / 300)
 
@@ -388,20 +389,22 @@ def choose_rate(name, learning_rate):
     return learning_rate
 
 
-def cosine_rate(learning_rate, done):
+def plan_rate(learning_rate, done):
     """Return the learning rate when a share of the epochs is done, 0 to 1.
 
-    It falls along a cosine to 1 %. It follows from the epoch alone, so a resumed
-    training has the right one, also on another number of devices.
+    It stays for the first half and falls along a cosine to 1 % of it in the second. It
+    follows from the epoch alone, so a resumed training has the right one, also on
+    another number of devices.
     """
-    return learning_rate * (0.505 + 0.495 * math.cos(math.pi * done))
+    fallen = max(0.0, 2 * done - 1)
+    return learning_rate * (0.505 + 0.495 * math.cos(math.pi * fallen))
 
 
 class Schedule(keras.callbacks.Callback):
     """Set the learning rate and the weights of the KL before each step.
 
     The rate rises over the first 40 steps, as Adam knows little of the gradients then;
-    after them it is that of cosine_rate. All follows from the epoch and from the steps
+    after them it is that of plan_rate. All follows from the epoch and from the steps
     that the optimizer has counted, so there is no state to keep.
 
     Args:
@@ -421,7 +424,7 @@ class Schedule(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         epochs_done = self.epochs_done + batch / self.params["steps"]
-        rate = cosine_rate(self.learning_rate, epochs_done / self.params["epochs"])
+        rate = plan_rate(self.learning_rate, epochs_done / self.params["epochs"])
         step = self.steps_done + batch
         self.model.optimizer.learning_rate = rate * min(1, (step + 1) / 40)
         kl_weights = plan_kl_weights(step, self.final_weights)
@@ -1130,7 +1133,7 @@ def stop(error, path):
         path: what was most likely being written then.
     """
     try:
-        sys.stdout.flush()  # what a full disk or a closed pipe refused is still there
+        print(flush=True)  # unbuffered, what was refused is gone: does it take a line?
     except (OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
@@ -1237,6 +1240,7 @@ def describe_training(side, num_train, images_id):
     return {
         "LATENT_DIM": LATENT_DIM,
         "FILTERS": [*stages, FILTERS[-1]],  # the last one is the width of dense layers
+        "ACTIVATION": ACTIVATION,
         "KL_WEIGHT": float(KL_WEIGHT),
         "BATCH_SIZE": min(BATCH_SIZE, num_train),
         "OPTIMIZER": OPTIMIZER,
@@ -1253,6 +1257,7 @@ def describe_settings(num_train, images_id):
     return {
         "LATENT_DIM": LATENT_DIM,
         "FILTERS": list(FILTERS),
+        "ACTIVATION": ACTIVATION,
         "KL_WEIGHT": KL_WEIGHT,
         "EPOCHS": EPOCHS,
         "BATCH_SIZE": BATCH_SIZE,
@@ -1306,6 +1311,8 @@ def check_settings():
     good = isinstance(FILTERS, (tuple, list)) and len(FILTERS) > 0
     good = good and all(is_whole(width, 1, 4096) for width in FILTERS)
     check(good, "FILTERS", FILTERS, "channels from 1 to 4096, such as (32, 64, 128)")
+    names = ("leaky_relu", "silu")
+    check(ACTIVATION in names, "ACTIVATION", ACTIVATION, f"one of {names}")
     check(is_number(KL_WEIGHT, 0, 10), "KL_WEIGHT", KL_WEIGHT, "a number from 0 to 10")
     check(is_whole(EPOCHS, 1), "EPOCHS", EPOCHS, "a whole number from 1 up")
     check(is_whole(BATCH_SIZE, 1), "BATCH_SIZE", BATCH_SIZE, "a whole number from 1 up")
@@ -1392,7 +1399,7 @@ def train(images, images_id, num_train, mean_image, addresses, worker):
     replicas = strategy.num_replicas_in_sync
     batch_size = choose_batch_size(num_train, len(images) - num_train, strategy)
     steps = num_train // batch_size
-    sizes = (side, channels, LATENT_DIM, FILTERS, "leaky_relu")
+    sizes = (side, channels, LATENT_DIM, FILTERS, ACTIVATION)
     encoder, decoder, vae = build_models(sizes, mean_image, strategy)
     settings = describe_training(side, num_train, images_id)
     backup = Backup(folder, settings, batch_size, worker)

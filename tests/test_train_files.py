@@ -525,6 +525,7 @@ def test_bad_arrays_end_with_one_message(kind, tmp_path, monkeypatch):
         ("KL_WEIGHT", True),
         ("EPOCHS", 0),
         ("BATCH_SIZE", 0),
+        ("ACTIVATION", "gelu"),
         ("OPTIMIZER", "lion"),
         ("OPTIMIZER", ["adam"]),
         ("LEARNING_RATE", 0),

@@ -126,6 +126,7 @@ def test_what_is_not_in_effect_is_no_change(monkeypatch):
         "BATCH_SIZE": 31,
         "KL_WEIGHT": 6e-4,
         "LATENT_DIM": 3,
+        "ACTIVATION": "silu",
         "PRECISION": "mixed_bfloat16",
         "OPTIMIZER": "rmsprop",
         "SEED": 1,
@@ -145,13 +146,13 @@ def test_another_number_of_devices_is_said_and_keeps_rate_and_weights(tmp_path):
     schedule.set_model(vae)
     vae.optimizer.iterations.assign(1000)
     rates = []
-    for steps in (20, 40):  # an epoch has: the plan is one of epochs
+    for steps in (20, 40):  # an epoch has; the plan is one of epochs
         schedule.set_params({"steps": steps, "epochs": 10})
         schedule.on_epoch_begin(9)
         schedule.on_train_batch_begin(steps // 2)
         rates.append(float(vae.optimizer.learning_rate))
         np.testing.assert_allclose(vae.get_layer("loss").kl_weights, 5e-4)
-    expected = 1e-3 * (0.505 + 0.495 * np.cos(0.95 * np.pi))
+    expected = train_vae.plan_rate(1e-3, 0.95)
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
 
 
