@@ -139,7 +139,7 @@ def test_measure_against_numpy():
     z = (z_mean + np.exp(z_log_var / 2) * epsilon).astype("float32")
     many = np.asarray(decoder(z.reshape(-1, 2))).reshape(500, *images.shape)
     sampled = [cross_entropy(decoded) for decoded in many]
-    error = np.std(sampled) / 16**0.5
+    error = float(np.std(sampled)) / 16**0.5
     found = figures["cross_entropy_sampled"]
     assert found == pytest.approx(np.mean(sampled), abs=4 * error)
     assert np.mean(sampled) > cross_entropy(decoded) + 0.2 * error
