@@ -580,7 +580,7 @@ def read_tf_config(text, found):
     good = isinstance(cluster, dict) and isinstance(task, dict)
     if not good or not all(isinstance(value, list) for value in cluster.values()):
         sys.exit(f"{found}: expected a cluster of lists of addresses, and a task.")
-    return cluster, task.get("type", "worker"), str(task.get("index", 0))
+    return cluster, str(task.get("type", "worker")), str(task.get("index", 0))
 
 
 def choose_strategy(addresses, number):
@@ -593,7 +593,8 @@ def choose_strategy(addresses, number):
         return join_cluster(addresses, number)
     gpus = find_gpus()
     for gpu in gpus:
-        if not tf.config.experimental.get_memory_growth(gpu):
+        # A notebook may have started the GPU in its own way: then it stays so.
+        with contextlib.suppress(RuntimeError):
             tf.config.experimental.set_memory_growth(gpu, True)
     if len(gpus) < 2:
         return tf.distribute.get_strategy()
@@ -618,11 +619,11 @@ def join_cluster(addresses, number):
     return strategy
 
 
-def await_workers(addresses, number, seconds=600):
+def await_workers(addresses, number, seconds=1800):
     """Wait until all workers of a cluster have come; if one does not, end the script.
 
-    Each listens at its own address until it has reached all others. TensorFlow would
-    wait for an hour, without a word, and not hear Ctrl-C.
+    Each listens at its own address until it has reached all others. TensorFlow by
+    itself would wait without end and without a word, and not hear Ctrl-C.
     """
     own = addresses[number]
     try:
@@ -779,7 +780,8 @@ class Backup(keras.callbacks.Callback):
                 best = read_arrays(backup, "best", self.model.weights)
             history = record["history"]
             batch_size = int(record["batch_size"])
-            min(row["val_loss"] for row in history)
+            if not history:
+                raise ValueError("it has no epoch")
         except Exception as error:  # damaged files make NumPy raise nearly anything
             error = " ".join(str(error).split())[:200]
             return f"it is damaged, or of another program ({error})"
