@@ -386,7 +386,7 @@ def choose_rate(name, learning_rate):
     """
     if learning_rate is None:
         learning_rate = {"adam": 3e-3, "rmsprop": 3e-3, "sgd": 0.3}[name]
-    return learning_rate
+    return float(learning_rate)  # Keras takes no whole numbers
 
 
 def plan_rate(learning_rate, done):
@@ -1246,7 +1246,7 @@ def describe_training(side, num_train, images_id):
         "KL_WEIGHT": float(KL_WEIGHT),
         "BATCH_SIZE": min(BATCH_SIZE, num_train),
         "OPTIMIZER": OPTIMIZER,
-        "LEARNING_RATE": float(choose_rate(OPTIMIZER, LEARNING_RATE)),
+        "LEARNING_RATE": choose_rate(OPTIMIZER, LEARNING_RATE),
         "PRECISION": PRECISION,
         "SEED": SEED,
         "num_train": num_train,  # it follows from VALIDATION_IMAGES
