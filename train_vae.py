@@ -553,7 +553,7 @@ def read_cluster():
         sys.exit(f"{found}: only tasks of the types chief and worker have work here.")
     addresses = []
     number = None
-    for name in ("chief", "worker"):
+    for name in ("chief", "worker"):  # as TensorFlow counts them
         for position, address in enumerate(cluster.get(name, [])):
             if kind == name and index == str(position):
                 number = len(addresses)
@@ -635,7 +635,7 @@ def await_workers(addresses, number, seconds=1800):
         )
     missing = [address for address in addresses if address != own]
     end = time.monotonic() + seconds
-    with listener:
+    with listener:  # until all are reached; TensorFlow listens there after that
         while missing:
             print(f"Worker {number} waits for {', '.join(missing)}", flush=True)
             count = len(missing)
@@ -685,7 +685,7 @@ def compare_workers(strategy, settings, history):
     for row in history:
         state.append({**row, "seconds": 0})  # each has its own clock
     digest = hashlib.sha256(json.dumps(state).encode()).digest()
-    number = int.from_bytes(digest[:7], "big")
+    number = int.from_bytes(digest[:7], "big")  # more bytes do not fit into an int64
     own = tf.constant([[len(history), number]], tf.int64)
     rows = strategy.gather(strategy.run(tf.function(lambda: own)), axis=0)
     rows = rows.numpy().tolist()
@@ -750,6 +750,7 @@ class Backup(keras.callbacks.Callback):
                 return self.describe(self.file)
             self.put_aside = True
             text = f"Not going on from {self.file}: {reason}.\n"
+        # Who undoes a change finds the backup again that the change had put aside.
         if self.file_before.exists() and not self.load(self.file_before):
             return text + self.describe(self.file_before)
         if self.put_aside:
@@ -785,6 +786,7 @@ class Backup(keras.callbacks.Callback):
         except Exception as error:  # damaged files make NumPy raise nearly anything
             error = " ".join(str(error).split())[:200]
             return f"it is damaged, or of another program ({error})"
+        # Only here, where all of it is known to be good, is anything changed.
         for variable, value in zip(self.variables(), state, strict=True):
             variable.assign(value)
         self.history = history
@@ -817,6 +819,7 @@ class Backup(keras.callbacks.Callback):
         rate = self.model.optimizer.learning_rate
         row["learning_rate"] = float(ops.convert_to_numpy(rate))
         row["seconds"] = round(time.perf_counter() - self.start, 3)
+        # The best epoch is that of the lowest loss with the final weights.
         lowest = min((old["val_loss"] for old in self.history), default=math.inf)
         if row["val_loss"] < lowest:
             self.best = self.model.get_weights()
@@ -841,7 +844,7 @@ class Backup(keras.callbacks.Callback):
             arrays[f"best_{number}"] = weights
         with replacing(self.file) as path:
             np.savez(path, **arrays)
-            if self.put_aside:
+            if self.put_aside:  # only now, when the new one is whole
                 os.replace(self.file, self.file_before)
                 self.put_aside = False
 
@@ -910,6 +913,7 @@ def measure_batch(encoder, decoder, images, mean_image, random):
     decoded = np.asarray(decoder(z_mean))
     mean_images = np.broadcast_to(mean_image, images.shape)
     error = np.mean((images - decoded) ** 2, axis=(1, 2, 3))
+    # The ELBO is a mean over z: one sample is noisy, and z_mean flatters.
     sampled = []
     for _ in range(16):
         epsilon = random.standard_normal(z_mean.shape, "float32")
@@ -1229,7 +1233,7 @@ def check_places(model_dir, figure_dir):
         except OSError as error:  # it names the file that was tried
             raise OSError(error.errno, error.strerror, str(folder)) from error
     for path in files:
-        if path.is_dir():
+        if path.is_dir():  # os.replace would refuse it only after the first epoch
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
 
@@ -1275,6 +1279,7 @@ def describe_settings(num_train, images_id):
 
 def save_models(folder, encoder, decoder, settings, figures):
     """Save both models under an id made of their weights, and what is known of them."""
+    # The same id in both files shows that they belong together.
     digest = hashlib.sha256()
     for weights in [*encoder.get_weights(), *decoder.get_weights()]:
         digest.update(weights.tobytes())
@@ -1370,7 +1375,8 @@ def fit(vae, datasets, steps, callbacks, history, worker):
     verbose = 0  # worker 0 speaks for all
     if worker == 0:
         verbose = 2  # a line an epoch
-        if sys.stdout.isatty():
+        # A window that stands for stdout need not have isatty.
+        if hasattr(sys.stdout, "isatty") and sys.stdout.isatty():
             verbose = 1  # a bar that moves
     try:
         vae.fit(
@@ -1415,11 +1421,11 @@ def train(images, images_id, num_train, mean_image, addresses, worker):
     datasets = make_datasets(
         images, num_train, batch_size, SEED, len(history), replicas
     )
-    examples = images[num_train:][:20:2] / np.float32(255)  # every other is a mirror
+    examples = images[num_train:][:20:2] / np.float32(255)  # others may be mirrors
     drawing = Drawing(Path(FIGURE_DIR), history, examples, encoder, decoder)
     rate = choose_rate(OPTIMIZER, LEARNING_RATE)
     schedule = Schedule(rate, final_kl_weights(KL_WEIGHT, LATENT_DIM))
-    callbacks = [schedule, StopIfDiverging(), backup]
+    callbacks = [schedule, StopIfDiverging(), backup]  # no backup of what diverged
     if worker == 0:
         callbacks += [drawing, RemainingTime(history, EPOCHS)]
     if len(history) < EPOCHS:
