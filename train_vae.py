@@ -386,7 +386,7 @@ def choose_rate(name, learning_rate):
     """
     if learning_rate is None:
         learning_rate = {"adam": 3e-3, "rmsprop": 3e-3, "sgd": 0.3}[name]
-    return float(learning_rate)  # Keras takes no whole numbers
+    return float(learning_rate)  # Keras refuses a whole number
 
 
 def plan_rate(learning_rate, done):
