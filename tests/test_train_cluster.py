@@ -198,6 +198,19 @@ def test_a_cluster_of_one_trains_as_without(tmp_path):
     assert results[1:] == results[:1] * 3
 
 
+def move_of_bias(folder):
+    """Return how far training has moved the sketch's bias from the mean image."""
+    images = np.load(folder / "data/images.npy")[:180]
+    p = np.clip(images.mean(axis=0) / 255, 0.01, 0.99)
+    start_of_bias = np.log(p / (1 - p)).ravel()
+    with np.load(folder / "model/backup.npz") as backup:
+        for number in range(len(backup.files)):
+            array = backup[f"state_{number}"]
+            if array.shape == start_of_bias.shape:
+                return array - start_of_bias
+    raise AssertionError("the backup has no such bias")
+
+
 @pytest.mark.slow
 def test_two_workers_agree_with_one_process_and_notice_when_they_differ(tmp_path):
     folders = [tmp_path / name for name in ("worker0", "worker1", "single")]
@@ -225,6 +238,11 @@ def test_two_workers_agree_with_one_process_and_notice_when_they_differ(tmp_path
     for name in backups[0]:
         if name.startswith("best_"):
             np.testing.assert_array_equal(backups[0][name], backups[1][name])
+
+    # A gradient of another size would have moved the sketch's bias further.
+    moved = [move_of_bias(tmp_path / name) for name in ("single", "worker0")]
+    assert np.abs(moved[0]).max() > 0
+    assert np.linalg.norm(moved[0] - moved[1]) < 0.02 * np.linalg.norm(moved[0])
 
     # One process goes on where the two stopped, and the other way round.
     shutil.copytree(tmp_path / "worker0", tmp_path / "alone")
