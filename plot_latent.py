@@ -3,145 +3,315 @@
     python plot_latent.py
 
 Reads   MODEL_DIR/encoder.keras, decoder.keras and summary.json, of one training;
-        INPUT_FILE, the array of that training, uint8 (N, H, W, C), and its images.csv;
-        what RAW_DIR knows about the pictures, for the colours of the map.
+        INPUT_FILE, the array of that training, uint8 (N, H, W, C), and images.csv
+        beside it, which tells what is known of the pictures: the colours of the map.
 Writes  into FIGURE_DIR; all but the map show decoded pictures only, none of the data:
-        latent_grid.png: GRID_SIZE x GRID_SIZE decoded codes; latent_map.png: where the
-        codes of the images lie; traversals.png: a row a latent; morph.gif: a closed
-        walk; latent_space.html: the same plane, to walk in by hand, without the web.
+        latent_grid.png: GRID_SIZE x GRID_SIZE decoded codes, and latent_grid.jpg, the
+        same in 2000 pixels; latent_map.png: where the codes of the images lie;
+        traversals.png: a row a latent, where there are more than two; morph.gif: a
+        closed walk; latent_space.html: the same plane, to walk in without the web.
 
-The tiles of the grid are at quantiles of the normal prior, so that each stands for an
-equal share of it. With more than two latents the plane is spanned by the two principal
-axes of the codes. Without the array, what needs only the decoder is still drawn. All
-takes 9 s for a model of 256 pixels and 600 images on two cores.
+The plane that is drawn is that of z[0] and z[1], centred and scaled by the codes of the
+training images; other latents stay at the mean of their codes. The tiles of the grid
+are at quantiles of the normal distribution with that mean and deviation. Without the
+array, the plane is that of the prior. All takes 9 s for a model of 256 pixels and 600
+images on two cores.
+
+The order of this file: loading, codes, plane, walk, then the five figures, the grid
+first; last the small helpers, main(), and the explorer's page.
 """
 
 import base64
 import contextlib
 import csv
+import glob
 import hashlib
+import html
 import io
-import itertools
 import json
 import math
 import os
+import subprocess
 import sys
 import time
+import unicodedata
+import warnings
+import zipfile
+from collections import Counter
 from pathlib import Path
-
-import matplotlib.colors
-import matplotlib.figure
-import matplotlib.patches
-import numpy as np
-import scipy.special
-from PIL import Image, ImageDraw, ImageFont
 
 
 @contextlib.contextmanager
 def quiet():
-    """Drop what native code writes to stderr, such as TensorFlow's start-up notes."""
-    stderr = os.dup(2)
-    with open(os.devnull, "w") as null:
-        os.dup2(null.fileno(), 2)
+    """Hold back what is written to stderr, such as TensorFlow's notes when it starts.
+
+    Another process keeps the text. It shows it if the block fails, or if this process
+    dies in the block, as TensorFlow makes it do on a CPU that is too old.
+    """
+    try:
+        stderr = os.dup(2)
+    except OSError:  # closed by 2>&-: fill its place, or a file of ours would get it
+        while os.open(os.devnull, os.O_RDWR) < 2:
+            pass
+        stderr = os.dup(2)
+    show = "import sys; sys.stderr.buffer.write(sys.stdin.buffer.read())"
+    keeper = subprocess.Popen(
+        [sys.executable, "-ISc", show],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is not for the keeper
+    )
+    os.dup2(keeper.stdin.fileno(), 2)
     try:
         yield
+        keeper.kill()  # all went well: nobody needs the text
+    except KeyboardInterrupt:
+        keeper.kill()
+        raise
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
+        keeper.stdin.close()
+        keeper.wait()
 
 
-with quiet():
-    import keras
+try:
+    import matplotlib.cm
+    import matplotlib.colors
+    import matplotlib.figure
+    import matplotlib.font_manager
+    import matplotlib.lines
+    import matplotlib.patches
+    import numpy as np
+    import scipy.special
+    from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+    if "keras" not in sys.modules:
+        os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says
+    with quiet():
+        import keras
+except KeyboardInterrupt:
+    if __name__ != "__main__":
+        raise
+    sys.exit(130)
 
 # ----------------------------------------------------------------------------
 # Settings: edit these
 # ----------------------------------------------------------------------------
 # Files
 INPUT_FILE = "data/images.npy"
-RAW_DIR = "data/raw"  # what preprocess.py read: a folder, or an .npz file with y_train
 MODEL_DIR = "model"
 FIGURE_DIR = "figures"
 
 # Grid
 GRID_SIZE = 15  # tiles a side, 2 to 40; 15 x 15 tiles of 256 pixels are 3840 x 3840
-QUANTILES = (0.05, 0.95)  # outermost positions, as quantiles of the normal prior
+QUANTILES = (0.05, 0.95)  # outermost tiles, as quantiles of a normal like the codes
 
 # Map
-COLOR_BY = None  # "keyword", "folder", "label", or as in factors.csv; None: the first
+COLOR_BY = None  # a column of images.csv, such as "keyword"; None: the first that tells
 
 # Animation
-MORPH_PATH = "loop"  # round the plane, "columns" of the grid, or [files of images.csv]
+MORPH_PATH = "loop"  # where the codes are dense, or [files of images.csv] to walk to
 # ----------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def replacing(path):
-    """Yield a temporary path beside `path`, which takes its place on success."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
+# ----------------------------------------------------------------------------
+# Loading: the models, their summary, the array and what is known of its rows
+# ----------------------------------------------------------------------------
 def load_models(folder):
-    """Return the encoder, the decoder and their summary, {} where that is of others.
+    """Load the encoder and the decoder of one training, or end with a message."""
+    try:
+        encoder = load_model(folder / "encoder.keras")
+        decoder = load_model(folder / "decoder.keras")
+        check_pair(encoder, decoder)
+    except ValueError as error:
+        remedy = "Run train_vae.py first."
+        sys.exit(f"Cannot use {folder} (MODEL_DIR): {error}. {remedy}")
+    return encoder, decoder
+
+
+def load_model(path):
+    """Load a Keras model.
 
     Raises:
-        ValueError: A model is missing or cannot be read, or they are no pair.
+        ValueError: It is missing, or cannot be read, or its weights are not finite.
     """
-    models = []
-    for path in (folder / "encoder.keras", folder / "decoder.keras"):
-        if not path.exists():
-            raise ValueError(f"there is no {path.name}")
-        try:
-            with quiet():
-                models.append(keras.saving.load_model(path, compile=False))
-        except Exception as error:  # Keras raises nearly anything
-            reason = f"Keras {keras.__version__} cannot read {path.name}: {error}"
-            raise ValueError(" ".join(reason.split())[:300]) from error
-    encoder, decoder = models
-    ids = [model.name.partition("_")[2] for model in models]
-    shapes = [tensor.shape for tensor in encoder.inputs + encoder.outputs]
-    if ids[0] != ids[1] or shapes != [decoder.output_shape, *2 * [decoder.input_shape]]:
+    if not path.exists():
+        raise ValueError(f"there is no {path.name}")
+    try:
+        with quiet():
+            model = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # Keras raises nearly anything
+        # Keras tells the whole configuration of the model, and then what is wrong.
+        reason = str(error).strip().rpartition("\n")[2][-300:]
+        text = f"Keras {keras.__version__} cannot read {path.name}{told_writer(path)}"
+        raise ValueError(f"{text}: {reason.rstrip('.')}") from error
+    for weight in model.get_weights():
+        if not np.isfinite(weight).all():
+            raise ValueError(f"the model is not finite: {path.name} holds NaN or inf")
+    return model
+
+
+def told_writer(path):
+    """Return ", written by Keras X" for a model's file, "" where it does not say so."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            version = json.loads(archive.read("metadata.json"))["keras_version"]
+    except (
+        Exception
+    ):  # a damaged file raises nearly anything, and is named by load_model
+        return ""
+    return f", written by Keras {version}"
+
+
+def check_pair(encoder, decoder):
+    """Check that two models are of one training, and of a kind that can be drawn.
+
+    Raises:
+        ValueError: They are not.
+    """
+    encoder_id = encoder.name.partition("_")[2]
+    decoder_id = decoder.name.partition("_")[2]
+    shapes = []
+    for tensor in encoder.inputs + encoder.outputs:
+        shapes.append(tensor.shape)
+    expected = [decoder.output_shape, decoder.input_shape, decoder.input_shape]
+    if encoder_id != decoder_id or shapes != expected:
         raise ValueError(f"{encoder.name} and {decoder.name} do not belong together")
-    summary = {}
-    with contextlib.suppress(OSError, ValueError):
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return encoder, decoder, summary if summary.get("model_id") == ids[0] else {}
+    _, height, width, channels = decoder.output_shape
+    if height != width or channels not in (1, 3):
+        size = f"{height} x {width} x {channels}"
+        raise ValueError(f"pictures are {size}, expected a square of 1 or 3 channels")
+    if decoder.input_shape[1] < 2:
+        raise ValueError("it has one latent, expected 2 or more (LATENT_DIM)")
 
 
-def open_images(path, shape, images_id):
-    """Map the array with this id, uint8 (N, *shape), and read its index, N dicts.
+def read_summary(path, model_id, latent_dim):
+    """Read what the training tells of its model.
 
-    Raises:
-        ValueError, OSError: The array or its index is missing, or another.
+    Returns:
+        A dict: images_id, a text; num_train, a whole number; both None if not told;
+        kl, (latent_dim,) in nats, NaN if not told; staged, whether z[0] and z[1] are
+        the map; trained, the day or "".
     """
-    images = np.lib.format.open_memmap(path, mode="r")
-    if images.shape[1:] != shape:
-        sys.exit(
-            f"{path} (INPUT_FILE) holds images of {images.shape[1:]}, the model takes "
-            f"{shape}. Run train_vae.py on this array, or preprocess.py as before."
-        )
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest()[:16] != images_id:
+    summary = {}
+    reason = ""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(summary, dict):
+            reason = "it holds no JSON object"
+        elif summary.get("model_id") != model_id:
+            reason = f"it is not of the model {model_id}"
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error)
+    if reason:
+        print(f"Without {path}: {reason}. Run train_vae.py again.")
+        summary = {}
+    settings = summary.get("settings")
+    if not isinstance(settings, dict):
+        settings = {}
+    figures = summary.get("figures")
+    if not isinstance(figures, dict):
+        figures = {}
+    kl = figures.get("kl_per_latent")
+    if not is_list_of_numbers(kl, latent_dim):
+        kl = [math.nan] * latent_dim
+    num_train = settings.get("num_train")
+    if not is_whole(num_train, 1, 10**9):
+        num_train = None
+    # Trainings that give the latents weights of their own keep the map in the first
+    # two. In older ones, all latents had the same weight, and none was the first.
+    staged = latent_dim == 2 or is_list_of_numbers(
+        summary.get("kl_weights"), latent_dim
+    )
+    return {
+        "images_id": settings.get("images_id"),
+        "num_train": num_train,
+        "kl": np.array(kl),
+        "staged": staged,
+        "trained": str(summary.get("trained_at", ""))[:10],
+    }
+
+
+def is_list_of_numbers(value, length):
+    """Return whether a value is a list of so many finite numbers."""
+    if type(value) is not list or len(value) != length:
+        return False
+    return all(is_number(number, -math.inf) for number in value)
+
+
+def open_images(path, shape, summary):
+    """Map the array of the training into memory, uint8 (N, *shape).
+
+    Returns:
+        The array, of no rows where it cannot be used, which is said.
+    """
+    nothing = np.empty((0, *shape), np.uint8)
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+        if images.shape[1:] != shape:
+            sys.exit(
+                f"{path} (INPUT_FILE) holds images of {images.shape[1:]}, the model "
+                f"takes {shape}. Run train_vae.py on this array, or preprocess.py as "
+                "before."
+            )
+        if summary["images_id"] is None or summary["num_train"] is None:
+            raise ValueError("summary.json does not tell of which array the model is")
+        with open(path, "rb") as file:
+            images_id = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        if images_id != summary["images_id"]:
             raise ValueError("it is not the array that summary.json names")
-    with open(path.with_name("images.csv"), encoding="utf-8", newline="") as file:
-        index = list(csv.DictReader(file))
-    if len(index) != len(images) or index[0].get("images_id") != images_id:
-        raise ValueError("images.csv beside it is of another array")
-    return images, index
+        if images.dtype != np.uint8 or summary["num_train"] > len(images):
+            raise ValueError("it does not fit to what summary.json tells")
+    except Exception as error:  # damaged files raise nearly anything
+        print(
+            f"Without the array: {path} (INPUT_FILE) cannot be used: {tell(error)}. "
+            "Run preprocess.py and train_vae.py."
+        )
+        return nothing
+    return images
+
+
+def read_index(path, num_rows, images_id):
+    """Read images.csv, what is known of the rows of the array.
+
+    Returns:
+        num_rows dicts of texts, or none where it cannot be used, which is said.
+    """
+    try:
+        # Spreadsheets put a mark before the first name: utf-8-sig drops it.
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+            index = list(csv.DictReader(file, restkey="", restval=""))
+        if len(index) != num_rows:
+            raise ValueError(f"it has {len(index)} rows, expected {num_rows}")
+        if index[0].get("images_id") != images_id:
+            raise ValueError("it is of another array")
+        if "file" not in index[0]:
+            raise ValueError("it has no column 'file'")
+    except (OSError, ValueError, csv.Error) as error:
+        remedy = "Run preprocess.py again, and train_vae.py if the array changes."
+        print(f"Without what is known of the images: {path}: {tell(error)}. {remedy}")
+        return []
+    return index
+
+
+# ----------------------------------------------------------------------------
+# Codes: from images to places in the latent space, and back
+# ----------------------------------------------------------------------------
+def choose_rows(num_rows, num_train):
+    """Return up to 2000 training rows, evenly spread, and all the held-out ones."""
+    training = np.linspace(0, num_train - 1, min(2000, num_train)).astype(int)
+    return np.append(training, np.arange(num_train, num_rows))
 
 
 def encode(encoder, images, rows):
-    """Return z_mean, (len(rows), L), of rows of images, uint8 (N, H, W, C)."""
-    means = np.empty((len(rows), encoder.output_shape[0][1]), np.float32)
-    for i in range(0, len(rows), 8):
-        batch = images[rows[i : i + 8]] / np.float32(255)
-        means[i : i + 8] = encoder.predict_on_batch(batch)[0]
-    return means
+    """Return z_mean, float32 (len(rows), L), of rows of images, uint8 (N, H, W, C)."""
+    codes = np.empty((len(rows), encoder.output_shape[0][1]), np.float32)
+    for start in range(0, len(rows), 8):
+        batch = images[rows[start : start + 8]] / np.float32(255)
+        codes[start : start + 8] = encoder.predict_on_batch(batch)[0]
+    if not np.isfinite(codes).all():
+        sys.exit("The model is not finite: codes are NaN or inf. Run train_vae.py.")
+    return codes
 
 
 def decode(decoder, codes):
@@ -149,127 +319,185 @@ def decode(decoder, codes):
     # Batches of 8 are as fast as those of 32 at 256 pixels, and take 130 MB less.
     codes = codes.astype(np.float32)
     images = np.empty((len(codes), *decoder.output_shape[1:]), np.uint8)
-    for i in range(0, len(codes), 8):
-        images[i : i + 8] = np.rint(decoder.predict_on_batch(codes[i : i + 8]) * 255)
+    for start in range(0, len(codes), 8):
+        batch = decoder.predict_on_batch(codes[start : start + 8])
+        if not np.isfinite(batch).all():
+            sys.exit("The model is not finite: its pictures are NaN. Run train_vae.py.")
+        images[start : start + 8] = np.rint(batch * 255)
     return images
 
 
-def read_values(raw, index):
-    """Return {name: a text for each row of the index} of what is known about the rows.
-
-    Args:
-        raw: a folder with sub-folders, manifest.jsonl or factors.csv, or an .npz file
-            with y_train and perhaps y_test.
-        index: dicts with `file` and `mirrored`.
-    """
-    tables = {}
-    if (raw / "manifest.jsonl").exists():
-        with open(raw / "manifest.jsonl", encoding="utf-8") as file:
-            lines = [json.loads(line) for line in file]
-        tables["keyword"] = {line["file"]: line["keyword"] for line in lines}
-    tables["folder"] = {row["file"]: row["file"].rpartition("/")[0] for row in index}
-    if raw.suffix == ".npz":
-        with np.load(raw, allow_pickle=False) as archive:
-            tables["label"] = {
-                f"x_{part}[{number}]": str(label)
-                for part in ("train", "test")
-                if f"y_{part}" in archive
-                for number, label in enumerate(archive[f"y_{part}"].ravel())
-            }
-    if (raw / "factors.csv").exists():
-        with open(raw / "factors.csv", encoding="utf-8") as file:
-            lines = list(csv.DictReader(file))
-        for name in list(lines[0])[1:]:
-            tables[name] = {line["file"]: line[name] for line in lines}
-    values = {
-        name: [table.get(row["file"], "") for row in index]
-        for name, table in tables.items()
-    }
-    for place, row in enumerate(index if "shift" in values else []):
-        if row["mirrored"] == "1":  # to the right is to the left in a mirror
-            values["shift"][place] = str(-float(values["shift"][place]))
-    return {name: texts for name, texts in values.items() if len(set(texts)) > 1}
-
-
-def paint(texts):
-    """Choose a colour for each text; return them, RGBA (N, 4), and a legend."""
-    with contextlib.suppress(ValueError):
-        texts = [float(text) for text in texts]
-    kinds, places = np.unique(texts, return_inverse=True)
-    table = matplotlib.colormaps["tab10"]
-    if len(kinds) > table.N:
-        table = matplotlib.colormaps["viridis"].resampled(len(kinds))
-    shown = np.unique(np.linspace(0, len(kinds) - 1, 10).astype(int))
-    label = "{:g}".format if kinds.dtype == float else str
-    return table(places), {label(kinds[kind]): table(kind) for kind in shown}
-
-
-def choose_colors(raw, index, color_by):
-    """Return RGBA (N, 4) for N rows of the index, what they tell, and a legend."""
-    values = {}
-    try:
-        values = read_values(raw, index)
-    except Exception as error:  # damaged files raise nearly anything
-        print(f"Left out the colours: {raw} (RAW_DIR): {error!r}")
-    known = f"{raw} (RAW_DIR) tells {list(values)}"
-    check(color_by in (None, *values), f"COLOR_BY = {color_by!r}: {known}")
-    if not values:
-        return np.full((len(index), 4), 0.5), "nothing", {}
-    name = color_by or next(iter(values))
-    colors, legend = paint(values[name])
-    return colors, name, legend
-
-
+# ----------------------------------------------------------------------------
+# The plane that is drawn
+# ----------------------------------------------------------------------------
 class Plane:
-    """The plane of the latent space that is drawn: center (L,), axes (2, L), labels.
+    """A plane in the latent space. Places in it are (x, y), in units of z.
 
-    With two latents it is the latent space. With more, its center is the mean of codes
-    (N, L) and its axes are their principal ones, a standard deviation long, turned so
-    that the largest components are positive; without codes, N = 0, it is that of the
-    two latents of the largest kl, (L,).
+    Attributes:
+        origin: (L,), the code of the place (0, 0).
+        axes: (2, L), of length 1 and at right angles: what a step along x, and along y,
+            adds to a code.
+        middle, spread: (2,), mean and deviation of the codes in the plane.
+        labels: what x and y are.
+        note: what else there is to say, perhaps "".
     """
 
-    def __init__(self, codes, kl):
-        if len(kl) == 2 or not len(codes):
-            chosen = [0, 1] if len(kl) == 2 else np.argsort(-kl, kind="stable")[:2]
-            self.center, self.axes = np.zeros(len(kl)), np.eye(len(kl))[chosen]
-            self.labels = [f"z[{latent}]" for latent in chosen]
-            return
-        self.center = codes.mean(axis=0, dtype=float)
-        _, lengths, axes = np.linalg.svd(codes - self.center, full_matrices=False)
-        lengths = lengths[:2] / math.sqrt(len(codes))
-        signs = np.sign([axis[np.abs(axis).argmax()] for axis in axes[:2]])
-        self.axes = axes[:2] * (lengths * signs)[:, None]
-        self.labels = [
-            f"principal axis {number}, in standard deviations ({length:.2f} in z)"
-            for number, length in enumerate(lengths, 1)
-        ]
+    def __init__(self, origin, axes, middle, spread, labels, note):
+        self.origin = origin
+        self.axes = axes
+        self.middle = middle
+        self.spread = spread
+        self.labels = labels
+        self.note = note
 
-    def locate(self, positions):
-        """Return the codes (..., L) of positions (..., 2)."""
-        return self.center + positions @ self.axes
+    def locate(self, places):
+        """Return the codes (..., L) of places (..., 2)."""
+        return self.origin + places @ self.axes
 
     def project(self, codes):
-        """Return the positions (..., 2) next to codes (..., L)."""
-        return (codes - self.center) @ np.linalg.pinv(self.axes)
+        """Return the places (..., 2) next to codes (..., L)."""
+        return (codes - self.origin) @ self.axes.T
 
 
-def make_lattice(positions):
-    """Return the points (n, n, 2) of a lattice, the first row that of the largest y."""
-    return np.stack(np.meshgrid(positions, positions[::-1]), axis=-1)
+def choose_plane(codes, summary):
+    """Choose the plane that is drawn, and say so where it is not the usual one.
 
-
-def choose_stops(path, positions):
-    """Return the points (S, 2) at which a closed walk in the plane turns.
-
-    A "loop" is the circle that holds half of the prior; "columns" are those of the grid
-    at these positions, down and up in turn.
+    Args:
+        codes: (N, L), of the training images; N may be 0.
+        summary: as read_summary() returns it.
     """
-    if path == "loop":
-        turn = np.linspace(0, 2 * np.pi, 360, endpoint=False)
-        return math.sqrt(math.log(4)) * np.stack([np.cos(turn), np.sin(turn)], axis=1)
-    y = np.resize(positions[[-1, 0, 0, -1]], 2 * len(positions))  # ends of two columns
-    return np.stack([positions.repeat(2), y], axis=1)
+    if len(codes) == 0:
+        plane = make_prior_plane(summary["kl"], summary["staged"])
+        print("The plane is that of the prior, as there are no codes.")
+    elif summary["staged"]:
+        plane = make_latent_plane(codes)
+    else:
+        plane = make_principal_plane(codes)
+        print(
+            "The plane is along the principal axes of the codes, as this model was "
+            "trained before z[0] and z[1] became the map. Run train_vae.py for that."
+        )
+    for axis in range(2):
+        if plane.spread[axis] < 1e-4:
+            label = plane.labels[axis]
+            print(f"All codes are the same along {label}: drawn in the prior's scale.")
+            plane.spread[axis] = 1
+    return plane
+
+
+def make_latent_plane(codes):
+    """Return the plane of z[0] and z[1] through the mean of codes (N, L)."""
+    mean = codes.mean(axis=0, dtype=float)
+    deviation = codes.std(axis=0, dtype=float)
+    latent_dim = len(mean)
+    origin = mean.copy()
+    origin[:2] = 0  # so that places are z[0] and z[1] themselves
+    note = ""
+    if latent_dim == 3:
+        note = "A slice: z[2] stays at the mean of its codes"
+    if latent_dim > 3:
+        note = f"A slice: z[2] to z[{latent_dim - 1}] stay at the mean of their codes"
+    axes = np.eye(latent_dim)[:2]
+    return Plane(origin, axes, mean[:2], deviation[:2], ["z[0]", "z[1]"], note)
+
+
+def make_principal_plane(codes):
+    """Return the plane of the two principal axes of codes (N, L), through their mean.
+
+    The axes are turned so that their largest components are positive.
+    """
+    mean = codes.mean(axis=0, dtype=float)
+    _, lengths, axes = np.linalg.svd(codes - mean, full_matrices=False)
+    axes = axes[:2]
+    for number in range(2):
+        largest = np.abs(axes[number]).argmax()
+        if axes[number, largest] < 0:
+            axes[number] *= -1
+    spread = lengths[:2] / math.sqrt(len(codes))
+    labels = ["principal axis 1, in z", "principal axis 2, in z"]
+    note = (
+        f"A slice along two axes through the mean of the codes of {len(mean)} latents"
+    )
+    return Plane(mean, axes, np.zeros(2), spread, labels, note)
+
+
+def make_prior_plane(kl, staged):
+    """Return the plane of z[0] and z[1], or of the two latents of the largest kl."""
+    latent_dim = len(kl)
+    chosen = [0, 1]
+    if not staged:
+        chosen = np.argsort(-kl, kind="stable")[:2]  # NaN stays in its order
+    labels = [f"z[{latent}]" for latent in chosen]
+    note = ""
+    if latent_dim > 2:
+        note = f"A slice: the other {latent_dim - 2} of {latent_dim} latents stay at 0"
+    axes = np.eye(latent_dim)[chosen]
+    return Plane(np.zeros(latent_dim), axes, np.zeros(2), np.ones(2), labels, note)
+
+
+def place_tiles(plane):
+    """Return the x and the y of the grid's columns and rows, (GRID_SIZE,), rising."""
+    deviations = scipy.special.ndtri(np.linspace(*QUANTILES, GRID_SIZE))
+    columns = plane.middle[0] + plane.spread[0] * deviations
+    rows = plane.middle[1] + plane.spread[1] * deviations
+    return columns, rows
+
+
+def make_lattice(columns, rows):
+    """Return the places (R, K, 2) of K columns and R rows, the largest y on top."""
+    return np.stack(np.meshgrid(columns, rows[::-1]), axis=-1)
+
+
+def choose_bounds(plane, places):
+    """Return [[low, high], [low, high]] in x and y: nearly all codes, or the prior.
+
+    Args:
+        places: (N, 2), of the codes; N may be 0.
+    """
+    bounds = []
+    for axis in range(2):
+        low = plane.middle[axis] - 2 * plane.spread[axis]
+        high = plane.middle[axis] + 2 * plane.spread[axis]
+        if len(places) == 0:
+            low = plane.middle[axis] - 3 * plane.spread[axis]
+            high = plane.middle[axis] + 3 * plane.spread[axis]
+        else:
+            # Few codes lie far out: 0.2 % on each side are not worth empty tiles.
+            outer = np.quantile(places[:, axis], (0.002, 0.998))
+            margin = 0.1 * plane.spread[axis]
+            low = min(low, outer[0] - margin)
+            high = max(high, outer[1] + margin)
+        bounds.append([float(low), float(high)])
+    return bounds
+
+
+# ----------------------------------------------------------------------------
+# The walk of morph.gif and of the explorer
+# ----------------------------------------------------------------------------
+def choose_loop(plane, places):
+    """Return a closed walk, (360, 2), round the middle of the plane.
+
+    In each direction it is as far out as half of the codes there are, so that it goes
+    where codes are dense. Without codes it is the circle that holds half of the prior.
+
+    Args:
+        places: (N, 2), of the codes; N may be 0.
+    """
+    turn = np.linspace(0, 2 * np.pi, 360, endpoint=False)
+    circle = np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    radius = np.full(360, math.sqrt(math.log(4)))
+    if len(places) > 0:
+        points = (places - plane.middle) / plane.spread
+        distances = np.linalg.norm(points, axis=1)
+        angles = np.arctan2(points[:, 1], points[:, 0])
+        order = np.argsort(distances)
+        for step in range(360):
+            # Codes count the more the nearer their direction is, by 20 degrees.
+            weights = np.exp((np.cos(angles[order] - turn[step]) - 1) / 0.35**2)
+            total = np.cumsum(weights)
+            half = np.searchsorted(total, total[-1] / 2)
+            radius[step] = distances[order][half]
+    return plane.middle + plane.spread * circle * radius[:, None]
 
 
 def follow(decoder, stops, num_frames):
@@ -279,437 +507,910 @@ def follow(decoder, stops, num_frames):
     (root mean square). Stops are codes (S, L), those returned (num_frames, L).
     """
     corners = np.vstack([stops, stops[:1]])
-    miles = np.append(0, np.linalg.norm(np.diff(corners, axis=0), axis=1).cumsum())
+    lengths = np.linalg.norm(np.diff(corners, axis=0), axis=1)
+    miles = np.append(0, lengths.cumsum())
 
     def at(mile):
-        return np.stack([np.interp(mile, miles, axis) for axis in corners.T], axis=1)
+        """Return the codes that lie so far along the lines."""
+        latents = []
+        for latent in corners.T:
+            latents.append(np.interp(mile, miles, latent))
+        return np.stack(latents, axis=1)
 
     tried = np.linspace(0, miles[-1], 2 * num_frames + 1)
-    pairs = itertools.pairwise(decode(decoder, at(tried)))
-    steps = [np.square(np.subtract(*pair, dtype=np.float32)).mean() for pair in pairs]
-    seen = np.append(0, np.cumsum(np.sqrt(steps) + 1e-6))  # rising, whatever is decoded
+    images = decode(decoder, at(tried))
+    seen = [0.0]
+    for before, after in zip(images[:-1], images[1:], strict=True):
+        change = np.subtract(before, after, dtype=np.float32)
+        step = math.sqrt(np.square(change).mean())
+        seen.append(seen[-1] + step + 1e-6)  # rising, whatever is decoded
     even = np.linspace(0, seen[-1], num_frames, endpoint=False)
     return at(np.interp(even, seen, tried))
 
 
-def to_pictures(images, side, resample=Image.Resampling.LANCZOS):
-    """Yield uint8 (N, H, W, C) as Pillow's images of another side in pixels."""
-    for image in images:
-        yield Image.fromarray(image.squeeze()).resize((side, side), resample)
+def find_files(index):
+    """Return the rows of the files of MORPH_PATH, or end with a message."""
+    # The same letter is written in two ways: é is one sign, or e and an accent.
+    rows = {}
+    for row, known in enumerate(index):
+        name = unicodedata.normalize("NFC", known["file"])
+        rows.setdefault(name, row)  # the first is the picture, the second its mirror
+    found = []
+    for file in MORPH_PATH:
+        row = rows.get(unicodedata.normalize("NFC", file))
+        expected = f"names as in images.csv, where {file!r} is not: {list(rows)[:2]}..."
+        check(row is not None, "MORPH_PATH", MORPH_PATH, expected)
+        found.append(row)
+    return found
 
 
-def plot_tiles(path, decoder, codes, columns, rows, labels):
-    """Decode codes (R, K, L) and draw them pixel by pixel, small images enlarged.
+def choose_walk(encoder, decoder, images, index, plane, places):
+    """Return the codes (T, L) of the walk: the loop, or from file to file.
 
-    columns and rows are K and R texts, the rows from the top; labels are of both axes.
+    Args:
+        images, index: the array and what is known of its rows, perhaps of none.
+        places: (N, 2), of the codes of the training images; N may be 0.
+    """
+    if MORPH_PATH == "loop" or not index:
+        return follow(decoder, plane.locate(choose_loop(plane, places)), 120)
+    stops = encode(encoder, images, find_files(index))
+    return follow(decoder, stops, min(30 * len(stops), 400))
+
+
+# ----------------------------------------------------------------------------
+# The grid
+# ----------------------------------------------------------------------------
+def plot_grid(path, small_path, decoder, plane, columns, rows):
+    """Draw the decoded pictures of these columns and rows of the plane.
+
+    Args:
+        path: of the PNG, every tile pixel by pixel, small ones enlarged.
+        small_path: of a JPEG of at most 2000 pixels, to post.
+    """
+    codes = plane.locate(make_lattice(columns, rows))
+    texts = format_numbers(columns)
+    side_texts = format_numbers(rows)[::-1]
+    sheet = draw_tiles(decoder, codes, texts, side_texts, plane.labels, plane.note)
+    save_png(path, sheet, decoder)
+    sheet.thumbnail((2000, 2000), Image.Resampling.LANCZOS)
+    with replacing(small_path) as temporary:
+        comment = decoder.name.encode()
+        sheet.save(temporary, "JPEG", quality=90, subsampling=0, comment=comment)
+
+
+def draw_tiles(decoder, codes, column_texts, row_texts, labels, note):
+    """Decode codes (R, K, L) and draw them as a sheet of tiles; return the picture.
+
+    Args:
+        column_texts: K texts, written below the columns.
+        row_texts: R texts of one line or more, written to the left of the rows.
+        labels: of the columns and of the rows.
+        note: a sentence for below, or "".
     """
     side = decoder.output_shape[1]
     tile = side * max(1, round(120 / side))
-    left, end = 7 * tile // 4, tile // 4
-    width, height = len(columns) * tile, len(rows) * tile
-    sheet = Image.new("RGB", (left + width + end, end + height + tile), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(0.17 * tile)
-    upward = ImageFont.TransposedFont(font, Image.Transpose.ROTATE_90)
-    for y, text, line in zip(range(end, end + height, tile), rows, codes, strict=True):
-        pictures = to_pictures(decode(decoder, line), tile, Image.Resampling.NEAREST)
-        for x, picture in enumerate(pictures):
-            sheet.paste(picture, (left + x * tile, y))
-        place = left - end / 2, y + tile / 2
-        pen.text(place, text, "black", font, anchor="rm", align="right")
-    for x, text in enumerate(columns):
-        place = left + (x + 0.5) * tile, height + 0.45 * tile
-        pen.text(place, text, "black", font, anchor="mm")
-    place = left + width / 2, height + 0.85 * tile
-    pen.text(place, labels[0], "black", font, anchor="mm")
-    place = 0.2 * tile, end + (height - upward.getbbox(labels[1])[3]) / 2
-    pen.text(place, labels[1], "black", upward)
-    sheet.save(path, "PNG", compress_level=1, dpi=(300, 300))
-    return f"decoded pictures, {len(rows)} x {len(columns)} tiles of {tile} pixels"
+    gap = tile // 12
+    font = fit_font(column_texts, 0.9 * tile, 0.17 * tile)
+    line = round(1.2 * font.size)
+    width = len(column_texts) * tile
+    height = len(row_texts) * tile
+    row_label = draw_text(labels[1], font, height).rotate(90, expand=True)
+    column_label = draw_text(f"{labels[0]}\n{note}".strip(), font, width)
+    ruler = ImageDraw.Draw(Image.new("L", (1, 1)))
+    number_width = 0
+    for text in row_texts:
+        right = ruler.multiline_textbbox((0, 0), text, font)[2]
+        number_width = max(number_width, math.ceil(right))
+    left = gap + row_label.width + gap + number_width + gap
+    top = max(gap, line // 2)  # the uppermost number may be taller than half a tile
+    bottom = gap + line + gap + column_label.height + gap
+    end = tile // 4  # the last number may be as wide as its tile
+    sheet = Image.new("RGB", (left + width + end, top + height + bottom), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, line_of_codes in enumerate(codes):
+        y = top + row * tile
+        images = decode(decoder, line_of_codes)  # a line at a time: memory
+        for column, image in enumerate(images):
+            picture = to_picture(image, tile, Image.Resampling.NEAREST)
+            sheet.paste(picture, (left + column * tile, y))
+        place = (left - gap, y + tile / 2)
+        pen.text(place, row_texts[row], "black", font, anchor="rm", align="right")
+    for column, text in enumerate(column_texts):
+        place = (left + (column + 0.5) * tile, top + height + gap)
+        pen.text(place, text, "black", font, anchor="ma")
+    sheet.paste(row_label, (gap, top + (height - row_label.height) // 2))
+    x = left + (width - column_label.width) // 2
+    sheet.paste(column_label, (x, top + height + gap + line + gap))
+    return sheet
 
 
-def plot_grid(path, decoder, plane, positions):
-    """Draw the grid: the plane at these positions along both axes."""
-    codes = plane.locate(make_lattice(positions))
-    texts = [f"{position:z.2f}" for position in positions]
-    return plot_tiles(path, decoder, codes, texts, texts[::-1], plane.labels)
+def format_numbers(values):
+    """Return rising numbers as texts with a real minus, as long as tells them apart."""
+    step = float(np.diff(values).min())
+    decimals = 2
+    if step >= 100:
+        decimals = 0
+    if step < 0.02:
+        decimals = min(8, 1 - math.floor(math.log10(max(step, 1e-8))))
+    texts = []
+    for value in values:
+        texts.append(f"{value:z.{decimals}f}".replace("-", "\N{MINUS SIGN}"))
+    return texts
 
 
-def plot_traversals(path, decoder, kl):
-    """Draw a row for each latent, the others at 0: the 64 of the largest kl at most."""
-    values, order = np.linspace(-2.5, 2.5, 11), np.argsort(-kl, kind="stable")[:64]
-    codes = values[:, None] * np.eye(len(kl))[order, None]
-    rows = [f"z[{latent}]" for latent in order]
-    for row, nats in enumerate(kl[order]):
-        rows[row] += "" if math.isnan(nats) else f"\n{nats:.2f} nats"
-        rows[row] += "\ncarries nothing" if nats < 0.005 else ""
-    labels = "z, where the others are 0", ""
-    columns = [f"{value:g}" for value in values]
-    text = plot_tiles(path, decoder, codes, columns, rows, labels)
-    return f"{text}, {len(rows)} of {len(kl)} latents"
+def load_font(size):
+    """Return matplotlib's own font, which has a minus; Pillow's has none."""
+    file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(file, max(8, round(size)))
 
 
-def plot_map(path, plane, square, points, held_out, colors, name, legend):
+def fit_font(texts, width, size):
+    """Return the font of this size, or so much smaller that all texts fit the width."""
+    font = load_font(size)
+    widest = max(font.getlength(text) for text in texts)
+    if widest > width:
+        font = load_font(size * width / widest)
+    return font
+
+
+def draw_text(text, font, width):
+    """Return a picture of a text, in centred lines of this width in pixels at most."""
+    lines = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for word in paragraph.split(" "):
+            longer = f"{line} {word}".strip()
+            if line and font.getlength(longer) > width:
+                lines.append(line)
+                longer = word
+            line = longer
+        lines.append(line)
+    text = "\n".join(lines)
+    ruler = ImageDraw.Draw(Image.new("L", (1, 1)))
+    _, _, right, bottom = ruler.multiline_textbbox((0, 0), text, font)
+    size = (math.ceil(right) + 1, math.ceil(bottom) + 1)
+    picture = Image.new("L", size, "white")
+    pen = ImageDraw.Draw(picture)
+    pen.multiline_text((0, 0), text, "black", font, align="center")
+    return picture
+
+
+def to_picture(image, side, resample):
+    """Return uint8 (H, W, C) as a picture of Pillow's, of another side in pixels."""
+    if image.shape[2] == 1:
+        image = image[:, :, 0]
+    return Image.fromarray(image).resize((side, side), resample)
+
+
+def save_png(path, sheet, decoder):
+    """Save a sheet of tiles, for print at 300 dpi, with the name of its decoder."""
+    known = PngImagePlugin.PngInfo()
+    known.add_text("model", decoder.name)
+    # Level 1 of 9: the others take twice the time for files hardly smaller.
+    sheet.save(path, "PNG", compress_level=1, dpi=(300, 300), pnginfo=known)
+
+
+# ----------------------------------------------------------------------------
+# The map and its colours
+# ----------------------------------------------------------------------------
+# Ten colours that people of any colour vision tell apart, on white and on black. They
+# were searched for: CIE Lab distance, seen by all kinds of eyes (Machado 2009), >= 25.
+COLORS = (
+    "#785af0", "#a5d200", "#a50096", "#1e5a1e", "#f07896", "#0fe1f0", "#87870f",
+    "#783c5a", "#f0c387", "#87a5ff",
+)  # fmt: skip
+UNKNOWN_COLOR = "#999999"
+NOT_FOR_COLORS = (
+    "row", "file", "mirrored", "left", "top", "width", "height", "images_id",
+    "confidence",  # of preprocess.py in 2026
+)  # fmt: skip
+
+
+def choose_column(index):
+    """Return the name of the column of the index that colours the dots, or ""."""
+    columns = []
+    for name in index[0]:
+        if name and name not in NOT_FOR_COLORS:
+            columns.append(name)
+    if COLOR_BY is not None:
+        expected = f"None or one of {columns}, what images.csv tells of the images"
+        check(COLOR_BY in columns, "COLOR_BY", COLOR_BY, expected)
+        return COLOR_BY
+    if not columns:
+        print("Grey dots: images.csv tells nothing more. Run preprocess.py again.")
+        return ""
+    num_files = len({row["file"] for row in index})
+    for name in columns:
+        values = {row[name] for row in index}
+        values.discard("")
+        # A value for nearly every image groups none; nor does the share of its person.
+        if name != "person" and 1 < len(values) < 0.9 * num_files:
+            return name
+    print(f"Grey dots: none of {columns} in images.csv groups the images.")
+    return ""
+
+
+class Paint:
+    """The colours of the dots and what they tell.
+
+    Attributes:
+        name: of the column, or "" for grey dots.
+        kind: "names" or "numbers".
+        values: a text for each dot, "" where nothing is known.
+        colors: a colour for each dot, "#rrggbb".
+        legend: pairs of a text and a colour. Of numbers it is the scale, from low to
+            high, with texts at its ends only.
+        low, high: the ends of the scale.
+    """
+
+    def __init__(self, name, values):
+        self.name = name
+        self.kind = "names"
+        self.values = values
+        self.colors = [UNKNOWN_COLOR] * len(values)
+        self.legend = []
+        self.low = 0.0
+        self.high = 1.0
+
+
+def choose_colors(index, chosen):
+    """Return the Paint of the chosen rows: grey if the index tells nothing of them."""
+    values = [""] * len(chosen)
+    if not index:
+        return Paint("", values)
+    column = choose_column(index)
+    if column == "":
+        return Paint("", values)
+    for place, row in enumerate(chosen):
+        values[place] = " ".join(index[row][column].split())
+    paint = Paint(shorten(" ".join(column.split()), 40), values)
+    numbers = to_numbers(values)
+    kinds = set(values) - {""}
+    if numbers is not None and len(kinds) > len(COLORS):
+        paint_numbers(paint, numbers)
+    else:
+        paint_names(paint, numbers)
+    return paint
+
+
+def to_numbers(texts):
+    """Return texts as floats, None for "", or None where a text is no number."""
+    numbers = []
+    for text in texts:
+        number = None
+        if text:
+            try:
+                number = float(text)
+            except ValueError:
+                return None
+            # Python also takes 1_000 for a number. Beyond 1e100 no scale can be drawn.
+            if "_" in text or not abs(number) < 1e100:
+                return None
+        numbers.append(number)
+    return numbers
+
+
+def paint_numbers(paint, numbers):
+    """Colour dots by value, on a scale."""
+    known = [number for number in numbers if number is not None]
+    paint.kind = "numbers"
+    paint.low = min(known)
+    paint.high = max(known)
+    scale = matplotlib.colormaps["viridis"]
+    for place, number in enumerate(numbers):
+        if number is not None:
+            part = (number - paint.low) / (paint.high - paint.low)
+            paint.colors[place] = matplotlib.colors.to_hex(scale(part))
+    for part in np.linspace(0, 1, 17):
+        paint.legend.append(["", matplotlib.colors.to_hex(scale(part))])
+    paint.legend[0][0] = f"{paint.low:g}"
+    paint.legend[-1][0] = f"{paint.high:g}"
+
+
+def paint_names(paint, numbers):
+    """Colour dots by name: all names, or the commonest nine and others."""
+    counts = Counter(paint.values)
+    unknown = counts.pop("", 0)
+    names = sorted(counts)
+    if numbers is not None:  # 2 before 10
+        names.sort(key=float)
+    colors = {}
+    if len(names) > len(COLORS):
+        commonest = counts.most_common(len(COLORS) - 1)
+        names = sorted(name for name, _ in commonest)
+    for name, color in zip(names, COLORS, strict=False):
+        colors[name] = color
+        paint.legend.append([shorten(name, 24), color])
+    if len(counts) > len(names):
+        for name in counts:
+            colors.setdefault(name, COLORS[-1])
+        paint.legend.append([f"others ({len(counts) - len(names)})", COLORS[-1]])
+    if unknown:
+        paint.legend.append(["unknown", UNKNOWN_COLOR])
+    for place, name in enumerate(paint.values):
+        if name:
+            paint.colors[place] = colors[name]
+        paint.values[place] = shorten(name, 40)
+
+
+def shorten(text, length):
+    """Return a text in so many letters at most, without its middle."""
+    if len(text) <= length:
+        return text
+    end = length // 2
+    return text[: length - end - 1] + "…" + text[-end:]
+
+
+def plot_map(path, plane, columns, rows, places, held_out, paint, model):
     """Draw where images lie in the plane, with the prior and the square of the grid.
 
-    The square is its lowest and highest position. Of the points, (N, 2), in colours
-    RGBA (N, 4), those held out, bool (N,), get a rim.
+    Args:
+        path: of the PNG.
+        columns, rows: x and y of the grid's tiles, rising.
+        places: (N, 2), of the codes of the images.
+        held_out: bool (N,), which are drawn as rings.
+        paint: their colours.
+        model: name that is kept in the file.
     """
-    figure = matplotlib.figure.Figure((10, 8.5), dpi=150, layout="constrained")
-    axes = figure.add_subplot(aspect="equal")
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()  # a matplotlibrc may ask for LaTeX, or for a dark style
+        matplotlib.rcParams["font.family"] = list_fonts()
+        warnings.simplefilter("ignore")  # a sign that no font has is drawn as a box
+        figure = matplotlib.figure.Figure((9, 9), dpi=150)
+        axes = figure.add_axes((0.1, 0.1, 0.8, 0.8))
+        colors = np.array(paint.colors)
+        seen = places[~held_out]
+        axes.scatter(seen[:, 0], seen[:, 1], s=9, c=colors[~held_out], linewidths=0)
+        rings = places[held_out]
+        axes.scatter(
+            rings[:, 0], rings[:, 1], s=18, facecolors="none",
+            edgecolors=colors[held_out], linewidths=1.1,
+        )  # fmt: skip
+        handles = draw_frame(axes, plane, columns, rows, places)
+        note = plane.note
+        if plane.note:
+            note = f"\n{plane.note}; dots are projections"
+        num_rings = np.count_nonzero(held_out)
+        axes.set_title(
+            f"Codes of {len(places) - num_rings} training images (dots) and of "
+            f"{num_rings} held-out ones (rings){note}"
+        )
+        draw_legend(figure, axes, handles, paint)
+        # A tight box, so that no legend squeezes the axes or is cut off.
+        figure.savefig(
+            path, format="png", bbox_inches="tight", pad_inches=0.2,
+            metadata={"model": model},
+        )  # fmt: skip
+
+
+def draw_frame(axes, plane, columns, rows, places):
+    """Draw the square of the grid and the prior; return the lines for a legend."""
     axes.set(xlabel=plane.labels[0], ylabel=plane.labels[1])
-    kinds = ("training", ~held_out, 12, 0), ("held-out", held_out, 36, 0.8)
-    for text, chosen, size, rim in kinds:
-        style = {"s": size, "linewidths": rim, "edgecolors": "black", "alpha": 0.8}
-        axes.scatter(*points[chosen].T, c=colors[chosen], **style)
-        axes.scatter([], [], c="grey", label=f"{chosen.sum()} {text} images", **style)
-    for text, color in legend.items():
-        axes.scatter([], [], color=color, label=f"{name}: {text[:40] or 'unknown'}")
-    axes.plot(*square[[[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]]], "k", label="latent_grid.png")
-    # On the plane the prior is two independent normals, with ellipses as contours.
-    center = plane.project(np.zeros_like(plane.center))
-    spread = 1 / np.linalg.norm(plane.axes, axis=1)
+    low = plane.middle - 2 * plane.spread
+    high = plane.middle + 2 * plane.spread
+    low = np.minimum(low, places.min(axis=0)) - 0.15 * plane.spread
+    high = np.maximum(high, places.max(axis=0)) + 0.15 * plane.spread
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    corner = (columns[0], rows[0])
+    size = (columns[-1] - columns[0], rows[-1] - rows[0])
+    square = matplotlib.patches.Rectangle(corner, *size, fill=False, edgecolor="black")
+    axes.add_artist(square)
+    # The axes of the plane are at right angles, so the prior is round in it.
+    center = plane.project(np.zeros_like(plane.origin))
     for share in (0.5, 0.9, 0.99):
-        size = 2 * spread * math.sqrt(-2 * math.log(1 - share))
-        ring = matplotlib.patches.Ellipse(center, *size, fill=False, edgecolor="grey")
+        radius = math.sqrt(-2 * math.log(1 - share))
+        ring = matplotlib.patches.Circle(
+            center, radius, fill=False, edgecolor="grey", linestyle="--"
+        )
         axes.add_artist(ring)
-    axes.plot([], [], "grey", label="50, 90 and 99 % of the prior")
-    reach = 1.05 * max(3.1, np.abs(points).max(), np.abs(square).max())
-    axes.set(xlim=(-reach, reach), ylim=(-reach, reach))
-    figure.legend(loc="outside right upper")
-    figure.savefig(path, format="png", bbox_inches="tight")  # or a label is cut off
-    return f"codes of {len(points)} images, coloured by {name}"
+    line = matplotlib.lines.Line2D([], [], color="black", label="latent_grid.png")
+    label = "50, 90 and 99 % of the prior"
+    dashes = matplotlib.lines.Line2D([], [], color="grey", ls="--", label=label)
+    return [line, dashes]
 
 
+def draw_legend(figure, axes, handles, paint):
+    """Write below the axes what the lines and colours mean, or draw a colour bar."""
+    entries = paint.legend
+    if paint.kind == "numbers":
+        norm = matplotlib.colors.Normalize(paint.low, paint.high)
+        scale = matplotlib.cm.ScalarMappable(norm, "viridis")
+        bar = figure.add_axes((0.92, 0.1, 0.025, 0.8))
+        figure.colorbar(scale, cax=bar)
+        bar.set_ylabel(paint.name).set_parse_math(False)
+        entries = []
+        if "" in paint.values:
+            entries = [["unknown", UNKNOWN_COLOR]]
+    texts = [handle.get_label() for handle in handles]
+    for text, color in entries:
+        dot = matplotlib.lines.Line2D(
+            [], [], color=color, marker="o", linestyle="none", markersize=6
+        )
+        handles.append(dot)
+        texts.append(text)
+    for num_columns in (5, 4, 3, 2, 1):
+        legend = axes.legend(
+            handles, ["x"] * len(handles), ncols=num_columns, frameon=False,
+            loc="upper center", bbox_to_anchor=(0.5, -0.08),
+        )  # fmt: skip
+        # Written now and not before: as labels, "_name" and "$a$" would be understood.
+        for place, text in enumerate(texts):
+            legend.get_texts()[place].set(text=text, parse_math=False)
+        if entries and paint.name:
+            legend.set_title(paint.name)
+            legend.get_title().set_parse_math(False)
+        width = legend.get_window_extent().width
+        if width <= axes.get_window_extent().width:
+            break
+
+
+def list_fonts():
+    """Return matplotlib's font, and those of this machine that have more signs."""
+    known = (
+        "CJK", "Gothic", "Hiragino", "Meiryo", "YaHei", "SimHei", "PingFang", "Malgun",
+        "WenQuanYi", "Droid Sans Fallback", "Arial Unicode", "Noto Sans JP",
+        "Noto Sans SC", "Noto Sans KR", "Noto Emoji", "Symbola",
+    )  # fmt: skip
+    fonts = ["DejaVu Sans"]
+    for name in sorted(matplotlib.font_manager.get_font_names()):
+        if any(part in name for part in known):
+            fonts.append(name)
+    return fonts[:8]
+
+
+# ----------------------------------------------------------------------------
+# Traversals: one latent after the other, where there are more than two
+# ----------------------------------------------------------------------------
+def plot_traversals(path, decoder, codes, kl):
+    """Draw a row for each latent, the others at the mean: 64 of the largest kl at most.
+
+    Args:
+        path: of the PNG.
+        codes: (N, L), of the training images; of none the prior is taken.
+        kl: (L,), what each latent tells, in nats, NaN if not known.
+    """
+    mean = np.zeros(len(kl))
+    deviation = np.ones(len(kl))
+    label = "z, where the other latents stay at 0"
+    if len(codes) > 0:
+        mean = codes.mean(axis=0, dtype=float)
+        deviation = codes.std(axis=0, dtype=float)
+        label = "deviations of the codes from their mean, where the other latents stay"
+    values = np.linspace(-2.5, 2.5, 11)
+    order = np.argsort(-kl, kind="stable")[:64]
+    shown = np.tile(mean, (len(order), len(values), 1))
+    row_texts = []
+    for row, latent in enumerate(order):
+        shown[row, :, latent] += values * deviation[latent]
+        text = f"z[{latent}]"
+        if not math.isnan(kl[latent]):
+            text += f"\n{kl[latent]:.2f} nats"
+        if kl[latent] < 0.005:
+            text += "\ncarries nothing"
+        row_texts.append(text)
+    column_texts = []
+    for value in values:
+        column_texts.append(f"{value:g}".replace("-", "\N{MINUS SIGN}"))
+    note = ""
+    if len(order) < len(kl):
+        note = f"{len(order)} of {len(kl)} latents, those that tell most"
+    sheet = draw_tiles(decoder, shown, column_texts, row_texts, [label, ""], note)
+    save_png(path, sheet, decoder)
+
+
+# ----------------------------------------------------------------------------
+# The animation
+# ----------------------------------------------------------------------------
 def write_morph(path, decoder, walk):
     """Write the pictures of codes (T, L) as a GIF that goes round, below 5 MB.
 
     All have the same 256 colours and are not dithered, so that nothing flickers.
     """
     images = decode(decoder, walk)
-    some = Image.fromarray(np.vstack(images[:: -(-len(images) // 24)]).squeeze())
-    palette = some.quantize(256, Image.Quantize.FASTOCTREE)
-    side = min(images.shape[1] * max(1, round(224 / images.shape[1])), 320)
-    options = {"save_all": True, "duration": 50, "loop": 0}  # 20 frames a second
+    side = images.shape[1] * max(1, round(224 / images.shape[1]))
+    side = min(side, 320)
+    every = math.ceil(len(images) / 24)
+    sample = np.vstack(images[::every])
+    palette = None
+    if images.shape[3] == 3:
+        palette = Image.fromarray(sample).quantize(256, Image.Quantize.FASTOCTREE)
     while True:
-        frames = list(to_pictures(images, side))
-        if images.shape[3] == 3:
-            frames = [frame.quantize(palette=palette, dither=0) for frame in frames]
-        frames[0].save(path, "GIF", append_images=frames[1:], **options)
+        frames = []
+        for image in images:
+            frame = to_picture(image, side, Image.Resampling.LANCZOS)
+            if palette is not None:
+                frame = frame.quantize(palette=palette, dither=0)
+            frames.append(frame)
+        frames[0].save(
+            path, "GIF", save_all=True, append_images=frames[1:], duration=50, loop=0,
+            comment=decoder.name.encode(),
+        )  # fmt: skip
         if path.stat().st_size < 5e6:
-            return f"decoded pictures, {len(images)} frames, {side} x {side} pixels"
+            return
         side = side * 7 // 8
 
 
-def to_jpegs(images, side, quality):
-    """Return uint8 (N, H, W, C) as the texts, in base 64, of N JPEG files."""
-    texts, options = [], {"quality": quality, "subsampling": 0, "optimize": True}
-    for picture in to_pictures(images, side):
-        picture.save(file := io.BytesIO(), "JPEG", **options)
-        texts.append(base64.b64encode(file.getvalue()).decode())
-    return texts
+# ----------------------------------------------------------------------------
+# The explorer
+# ----------------------------------------------------------------------------
+def write_explorer(path, decoder, plane, places, data):
+    """Write the plane as an HTML file well below 6 MB: tiles to blend between.
 
-
-def write_explorer(path, decoder, plane, square, points, colors, walk):
-    """Write the plane as an HTML file below 6 MB: tiles 0.25 apart to blend between.
-
-    Args as in plot_map, and walk: (T, 2), the positions of the animation.
+    Args:
+        path: of the page.
+        places: (N, 2), of the codes, nearly all of which lie within the tiles.
+        data: what else the page shows, for JSON.
     """
-    reach = max(3, math.ceil(np.abs(square).max()))
-    lattice = make_lattice(np.linspace(-reach, reach, 8 * reach + 1))
-    codes = plane.locate(lattice)
-    some = decode(decoder, codes.reshape(-1, codes.shape[-1])[::13])
-    for quality in range(92, 4, -4):
-        side = min(some.shape[1], 256, 6 * quality)
-        if 13 * len("".join(to_jpegs(some, side, quality))) < 5.6e6:
-            break
+    bounds = choose_bounds(plane, places)
+    count = 25  # tiles a side
+    columns = np.linspace(*bounds[0], count)
+    rows = np.linspace(*bounds[1], count)
+    codes = plane.locate(make_lattice(columns, rows))
+    sample = decode(decoder, codes.reshape(count * count, -1)[::26])
+    side, quality = choose_tiles(sample, count * count)
     tiles = []
     for line in codes:  # not all at once: memory
-        tiles += to_jpegs(decode(decoder, line), side, quality)
-    square = make_lattice(square).reshape(4, 2)[[0, 1, 3, 2]]  # its corners, in turn
-    names = [matplotlib.colors.to_hex(color) for color in colors]
-    dots = zip(*points.T.round(2).tolist(), names, strict=True)
-    data = {"side": side, "count": len(lattice), "reach": reach, "tiles": tiles}
-    data |= {"labels": plane.labels, "square": square.round(3).tolist()}
-    data |= {"dots": list(dots), "walk": walk.round(3).tolist()}
-    page = fill_page(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))
-    path.write_text(page, encoding="utf-8", newline="\n")
-    return f"decoded pictures, {len(tiles)} tiles of {side} pixels, quality {quality}"
+        for image in decode(decoder, line):
+            file = make_jpeg(image, side, quality)
+            tiles.append(base64.b64encode(file).decode())
+    data = data | {"bounds": bounds, "count": count, "side": side, "tiles": tiles}
+    # NaN is no JSON, and "</script>" in a text would end the data.
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    text = text.replace("<", "\\u003c")
+    path.write_text(fill_page(data, text), encoding="utf-8", newline="\n")
 
 
-def fill_page(data):
-    """Return the explorer as HTML with the data, JSON, in it."""
-    return """<!doctype html>
+def choose_tiles(images, num_tiles):
+    """Choose side and quality of the tiles: those that lose least in 4.5 MB.
+
+    Args:
+        images: uint8 (N, H, W, C), a sample of the tiles.
+        num_tiles: how many there are in all.
+    """
+    full = images.shape[1]
+    best = None
+    for side in (full, 192, 128, 96, 64):
+        if side > min(full, 256):
+            continue
+        for quality in (95, 92, 88, 84, 80, 75, 65, 50, 30, 10):
+            files = [make_jpeg(image, side, quality) for image in images]
+            size = sum(len(file) for file in files) * 4 / 3 / len(files) * num_tiles
+            if size < 4.5e6:
+                break
+        error = 0.0
+        for image, file in zip(images, files, strict=True):
+            small = np.asarray(Image.open(io.BytesIO(file)))
+            small = small.reshape(side, side, -1)
+            # A browser enlarges tiles in much the same way.
+            shown = to_picture(small, full, Image.Resampling.BILINEAR)
+            difference = np.subtract(image.squeeze(), shown, dtype=np.float32)
+            error += np.square(difference).mean()
+        if best is None or error < best[0]:
+            best = (error, side, quality)
+    return best[1], best[2]
+
+
+def make_jpeg(image, side, quality):
+    """Return uint8 (H, W, C) as the bytes of a JPEG file of this side in pixels."""
+    file = io.BytesIO()
+    picture = to_picture(image, side, Image.Resampling.LANCZOS)
+    picture.save(file, "JPEG", quality=quality, subsampling=0, optimize=True)
+    return file.getvalue()
+
+
+def describe_plane(plane, columns, rows, walk, summary):
+    """Return what the page shows of the plane, for JSON.
+
+    Args:
+        columns, rows: x and y of the grid's tiles, rising.
+        walk: (T, 2), the places of the animation.
+        summary: as read_summary() returns it.
+    """
+    note = plane.note
+    if note:
+        note += ". The dots are projections."
+    grid = [[columns[0], columns[-1]], [rows[0], rows[-1]]]
+    return {
+        "latents": len(plane.origin),
+        "trained": summary["trained"],
+        "note": note,
+        "labels": plane.labels,
+        "grid": np.round(grid, 4).tolist(),
+        "walk": np.round(walk, 4).tolist(),
+    }
+
+
+def describe_dots(places, held_out, paint):
+    """Return the dots of the map and their legend, for JSON; args as in plot_map."""
+    dots = []
+    for row, (x, y) in enumerate(places.round(4).tolist()):
+        dots.append([x, y, paint.colors[row], paint.values[row], int(held_out[row])])
+    color = {"name": paint.name, "kind": paint.kind, "legend": paint.legend}
+    return {"dots": dots, "color": color}
+
+
+def fill_page(data, text):
+    """Return the explorer as HTML, with its title and the data, text of JSON, in it."""
+    title = f"Latent space of model {data['model']}: {data['latents']} latents"
+    if data["trained"]:
+        title += f", trained on {data['trained']}"
+    page = PAGE.replace("@TITLE@", html.escape(title))
+    return page.replace("@DATA@", text)
+
+
+# ----------------------------------------------------------------------------
+# Files and settings
+# ----------------------------------------------------------------------------
+@contextlib.contextmanager
+def figure_file(path, text, failures):
+    """Yield a temporary path for a figure, and say that it is written.
+
+    If it fails, the others are still drawn: the reason is added to failures.
+
+    Args:
+        path: of the figure.
+        text: what it shows.
+        failures: a list of texts.
+    """
+    start = time.perf_counter()
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except Exception as error:
+        failures.append(f"{path.name} ({tell(error)})")
+        return
+    size = path.stat().st_size / 1e6
+    seconds = time.perf_counter() - start
+    print(f"Wrote {path} ({text}, {size:.1f} MB) in {seconds:.1f} s")
+
+
+def tell(error):
+    """Return what an error says, in one line."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    text = " ".join(text.split())[:300]
+    if not text or not isinstance(error, (OSError, ValueError, ArithmeticError)):
+        text = f"{type(error).__name__}: {text}"
+    return text
+
+
+def leave_out(path, reason, model):
+    """Say that a figure is left out, and remove one that is of another model."""
+    text = f"Left out {path.name}: {reason}."
+    if path.exists():
+        if read_model(path) == model:
+            text += " The one that is there is of this model, of an earlier run."
+        else:
+            path.unlink()
+            text += " The one that was there, of another model, is removed."
+    print(text)
+
+
+def read_model(path):
+    """Return the name of the model that a PNG or GIF carries, "" if none."""
+    try:
+        with Image.open(path) as picture:
+            name = picture.info.get("model", picture.info.get("comment", b""))
+    except Exception:  # damaged files raise nearly anything
+        return ""
+    if isinstance(name, bytes):
+        name = name.decode(errors="replace")
+    return name
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a temporary path beside `path`, which takes its place on success.
+
+    Temporary files of `path` that runs left when they were killed go as well.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for leftover in path.parent.glob(f".*-{glob.escape(path.name)}"):
+        pid = leftover.name[1:].partition("-")[0]
+        if pid.isdecimal() and not is_running(int(pid)):
+            leftover.unlink(missing_ok=True)
+
+
+def is_running(pid):
+    """Return whether a process of this number runs on this machine."""
+    if os.name == "nt":
+        return True  # os.kill would end it there: rather a file too many
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is another user's
+        return True
+    return True
+
+
+def check(good, name, value, expected):
+    """End the script with a message if a setting is not what it has to be."""
+    if not good:
+        script = Path(__file__).name
+        text = f"{name} = {value!r}: expected {expected}"
+        sys.exit(f"{text}. Edit it at the top of {script}.")
+
+
+def is_whole(value, low, high=1_000_000):
+    """Return whether a value is a whole number from low to high, and no bool."""
+    return type(value) is int and low <= value <= high
+
+
+def is_number(value, low, high=math.inf):
+    """Return whether a value is a finite number from low to high, and no bool."""
+    return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
+
+
+def open_stdout():
+    """Make stdout take any text, also in a notebook and where the shell closed it."""
+    if sys.stdout is None:  # closed by >&-
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout is no real stream
+        sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
+
+
+def stop(error, path):
+    """End the script with one message about an OSError, of stdout or of a file.
+
+    Args:
+        error: the OSError. Where it names no file, it was met in writing.
+        path: what was most likely being written then.
+    """
+    try:
+        sys.stdout.flush()  # what a full disk or a closed pipe refused is still there
+    except (OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
+        sys.exit(f"Cannot write to stdout: {error.strerror}. Mend it and run again.")
+    name = Path(error.filename or path).resolve()
+    sys.exit(f"Cannot write {name}: {error.strerror or error}. Mend it and run again.")
+
+
+def prepare_keras(precision):
+    """Set Keras as this script needs it, whatever keras.json or a notebook has set.
+
+    Args:
+        precision: dtype policy of layers that name none, for example "float32".
+    """
+    backend = keras.config.backend()
+    if backend != "tensorflow":
+        sys.exit(
+            f"Keras runs on {backend} in this session, expected tensorflow. "
+            "Run the script from a shell, or first in a new session."
+        )
+    keras.config.set_floatx("float32")
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_dtype_policy(precision)
+
+
+def check_settings():
+    """Check what can be checked before anything is read."""
+    for name, value in (
+        ("INPUT_FILE", INPUT_FILE),
+        ("MODEL_DIR", MODEL_DIR),
+        ("FIGURE_DIR", FIGURE_DIR),
+    ):
+        check(type(value) is str and value != "", name, value, "a path as text")
+    check(is_whole(GRID_SIZE, 2, 40), "GRID_SIZE", GRID_SIZE, "a whole number, 2 to 40")
+    good = type(QUANTILES) in (tuple, list) and len(QUANTILES) == 2
+    if good:
+        low, high = QUANTILES
+        good = is_number(low, 0, 1) and is_number(high, 0, 1) and 0 < low < high < 1
+    check(good, "QUANTILES", QUANTILES, "two numbers, 0 < low < high < 1")
+    good = COLOR_BY is None or type(COLOR_BY) is str
+    check(good, "COLOR_BY", COLOR_BY, "None or the name of a column of images.csv")
+    good = MORPH_PATH == "loop"
+    if type(MORPH_PATH) in (tuple, list) and len(MORPH_PATH) > 1:
+        good = all(type(file) is str for file in MORPH_PATH)
+    check(good, "MORPH_PATH", MORPH_PATH, '"loop" or a list of two files or more')
+
+
+# ----------------------------------------------------------------------------
+# All of it
+# ----------------------------------------------------------------------------
+def main():
+    check_settings()
+    prepare_keras("float32")
+    figure_dir = Path(FIGURE_DIR)
+    model_dir = Path(MODEL_DIR).resolve()
+    # Of a link to an array, the index stands beside the link: only its folder is
+    # resolved.
+    images_file = Path(INPUT_FILE).parent.resolve() / Path(INPUT_FILE).name
+
+    encoder, decoder = load_models(model_dir)
+    model = decoder.name
+    latent_dim = decoder.input_shape[1]
+    shape = decoder.output_shape[1:]
+    size = f"{shape[0]} x {shape[1]} x {shape[2]}"
+    print(f"Drawing {model}: {latent_dim} latents, pictures of {size}")
+    model_id = model.partition("_")[2]
+    summary = read_summary(model_dir / "summary.json", model_id, latent_dim)
+    images = open_images(images_file, shape, summary)
+    index = []
+    num_train = 0
+    if len(images) > 0:
+        index_file = images_file.with_name("images.csv")
+        index = read_index(index_file, len(images), summary["images_id"])
+        num_train = summary["num_train"]
+    chosen = choose_rows(len(images), num_train)
+    held_out = chosen >= num_train
+    paint = choose_colors(index, chosen)
+    codes = encode(encoder, images, chosen)
+
+    plane = choose_plane(codes[~held_out], summary)
+    columns, rows = place_tiles(plane)
+    places = plane.project(codes)
+    walk = choose_walk(encoder, decoder, images, index, plane, places[~held_out])
+
+    failures = []
+    size = f"{GRID_SIZE} x {GRID_SIZE}"
+    text = f"decoded pictures, {size}; latent_grid.jpg is the same, smaller"
+    with figure_file(figure_dir / "latent_grid.png", text, failures) as path:
+        small_path = figure_dir / "latent_grid.jpg"
+        plot_grid(path, small_path, decoder, plane, columns, rows)
+
+    map_file = figure_dir / "latent_map.png"
+    if len(codes) > 0:
+        text = f"codes of {len(codes)} images, coloured by {paint.name or 'nothing'}"
+        with figure_file(map_file, text, failures) as path:
+            plot_map(path, plane, columns, rows, places, held_out, paint, model)
+    else:
+        leave_out(map_file, "there are no codes without the array", model)
+
+    traversals_file = figure_dir / "traversals.png"
+    if latent_dim > 2:
+        text = "decoded pictures, a row a latent"
+        with figure_file(traversals_file, text, failures) as path:
+            plot_traversals(path, decoder, codes[~held_out], summary["kl"])
+    else:
+        leave_out(traversals_file, "of two latents the grid tells more", model)
+
+    morph_file = figure_dir / "morph.gif"
+    if MORPH_PATH == "loop" or index:
+        text = f"decoded pictures, {len(walk)} frames"
+        with figure_file(morph_file, text, failures) as path:
+            write_morph(path, decoder, walk)
+    else:
+        leave_out(morph_file, "MORPH_PATH needs the array and images.csv", model)
+
+    text = "decoded pictures, to walk in by hand"
+    with figure_file(figure_dir / "latent_space.html", text, failures) as path:
+        data = describe_plane(plane, columns, rows, plane.project(walk), summary)
+        data["model"] = model_id
+        data |= describe_dots(places, held_out, paint)
+        write_explorer(path, decoder, plane, places, data)
+
+    if failures:
+        names = "; ".join(failures)
+        where = figure_dir.resolve()
+        sys.exit(f"Cannot draw {names}. What stood there before, in {where}, stays.")
+
+
+PAGE = r"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none';
-  img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<link rel="icon" href="data:,">
-<title>Latent space</title>
-<style>
-  :root { color-scheme: light dark; font: 16px/1.4 system-ui, sans-serif; }
-  body { margin: 0 auto; padding: 1rem; max-width: 68rem; }
-  h1 { margin: 0; font-size: 1.3rem; }
-  p { margin: 0.3rem 0 1rem; }
-  main, aside { display: flex; flex-wrap: wrap; gap: 1rem; }
-  canvas { aspect-ratio: 1; touch-action: none; cursor: crosshair; min-width: 0; }
-  canvas:focus-visible { outline: 3px solid Highlight; outline-offset: 2px; }
-  #picture { flex: 1 1 20rem; max-width: min(100%, 80vh); }
-  aside { flex: 1 1 20rem; max-width: min(100%, 80vh); align-items: start; }
-  #map { flex: 1 1 9rem; box-sizing: border-box; border: 1px solid GrayText; }
-  #controls { flex: 1 1 9rem; font-variant-numeric: tabular-nums; }
-  @media (min-width: 48rem) { aside { flex: 0 1 22rem; flex-direction: column; }
-    aside > * { width: 100%; flex: none !important; } }
-  label, output, input { display: block; }
-  input { width: 100%; margin: 0 0 0.7rem; }
-  button { font: inherit; padding: 0.6rem 1.6rem; }
-</style>
-<h1>Latent space</h1>
-<p id="help">Move a pointer or a finger over the picture or the map, or press the arrow
-  keys (with Shift: further; Home: to the middle; space: walk or pause). All pictures
-  here are the decoder's.</p>
-<main>
-  <canvas id="picture" tabindex="0" role="application" aria-describedby="help"></canvas>
-  <aside>
-    <canvas id="map" width="640" height="640" tabindex="0" role="application"
-      aria-label="Map: a dot is the code of an image" aria-describedby="help"></canvas>
-    <div id="controls">
-      <label><span></span><input type="range" step="0.01"></label>
-      <label><span></span><input type="range" step="0.01"></label>
-      <output id="place" aria-live="off"></output>
-      <p><button type="button">Walk</button></p>
-    </div>
-  </aside>
-</main>
-<script type="application/json" id="data">DATA</script>
-<script>
-"use strict";
-const find = (text) => document.querySelector(text);
-const data = JSON.parse(find("#data").textContent);
-const {count, reach, labels, walk} = data;
-const picture = find("#picture"), map = find("#map"), button = find("button");
-const sliders = document.querySelectorAll("input");
-const brush = picture.getContext("2d"), pen = map.getContext("2d");
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
-let here = [0, 0];  // the position that is drawn
-let goal = [0, 0];  // the one that it glides to
-let walking = false, steps = 0, before = 0, asked = false;
-
-function ask() {  // for a frame, one at a time
-  if (!asked) requestAnimationFrame(draw);
-  asked = true;
-}
-
-function go(position) {
-  goal = position.map((value) => Math.max(-reach, Math.min(reach, value)));
-  ask();
-}
-
-function play(on) {
-  walking = on;
-  button.textContent = on ? "Pause" : "Walk";
-  ask();
-}
-
-function draw(now) {
-  const seconds = Math.min(0.1, (now - before) / 1000);
-  before = now;
-  asked = false;
-  if (walking) {
-    steps = (steps + 20 * seconds) % walk.length;  // as fast as morph.gif
-    const from = walk[Math.floor(steps)], to = walk[Math.ceil(steps) % walk.length];
-    go(from.map((value, axis) => value + steps % 1 * (to[axis] - value)));
-  }
-  const part = calm.matches ? 1 : 1 - Math.exp(-seconds / 0.07);
-  here = here.map((value, axis) => Math.abs(goal[axis] - value) < 0.002 ? goal[axis]
-    : value + part * (goal[axis] - value));
-  drawPicture();
-  drawMap();
-  const numbers = here.map((value) => value.toFixed(2));
-  find("#place").textContent = numbers.join(", ");
-  picture.ariaLabel = "Decoded picture at " + numbers.join(", ");
-  sliders.forEach((slider, axis) => { slider.value = goal[axis]; });
-  if (walking || here.some((value, axis) => value !== goal[axis])) ask();
-}
-
-function drawPicture() {  // the four tiles around the place, each by its nearness
-  const x = (here[0] + reach) / (2 * reach) * (count - 1);
-  const y = (reach - here[1]) / (2 * reach) * (count - 1);
-  let sum = 0;
-  for (const row of [Math.floor(y), Math.floor(y) + 1]) {
-    for (const column of [Math.floor(x), Math.floor(x) + 1]) {
-      const weight = (1 - Math.abs(x - column)) * (1 - Math.abs(y - row));
-      if (weight < 1e-6 || !tiles[row * count + column].complete) continue;
-      sum += weight;
-      brush.globalAlpha = weight / sum;
-      brush.drawImage(tiles[row * count + column], 0, 0);
-    }
-  }
-}
-
-function drawMap() {
-  const scale = map.width / (2 * reach);
-  const spot = ([x, y]) => [(x + reach) * scale, (reach - y) * scale];
-  pen.clearRect(0, 0, map.width, map.height);
-  for (const [x, y, color] of data.dots) {
-    pen.fillStyle = color;
-    pen.fillRect(...spot([x - 0.02, y + 0.02]), 5, 5);
-  }
-  pen.strokeStyle = getComputedStyle(map).color;
-  pen.lineWidth = 1;
-  for (const corners of [data.square, walk]) {
-    pen.beginPath();
-    for (const corner of corners) pen.lineTo(...spot(corner));
-    pen.closePath();
-    pen.stroke();
-  }
-  pen.lineWidth = 4;
-  pen.beginPath();
-  pen.arc(...spot(here), 10, 0, 2 * Math.PI);
-  pen.stroke();
-}
-
-const tiles = data.tiles.map((text) => {
-  const tile = new Image();
-  tile.onload = ask;
-  tile.src = "data:image/jpeg;base64," + text;
-  return tile;
-});
-picture.width = picture.height = data.side;
-sliders.forEach((slider, axis) => {
-  slider.min = -reach;
-  slider.max = reach;
-  slider.previousElementSibling.textContent = labels[axis];
-  slider.oninput = () => {
-    play(false);
-    go(axis ? [goal[0], +slider.value] : [+slider.value, goal[1]]);
-  };
-});
-button.onclick = () => play(!walking);
-for (const view of [picture, map]) {
-  view.onpointermove = (event) => {
-    const box = view.getBoundingClientRect();
-    play(false);
-    go([(2 * (event.clientX - box.left) / box.width - 1) * reach,
-        (1 - 2 * (event.clientY - box.top) / box.height) * reach]);
-  };
-  view.onpointerdown = (event) => {
-    view.setPointerCapture(event.pointerId);
-    view.onpointermove(event);
-  };
-  view.onkeydown = (event) => {
-    const far = event.shiftKey ? 0.5 : 0.1;
-    const [x, y] = goal;
-    const places = {ArrowLeft: [x - far, y], ArrowRight: [x + far, y],
-      ArrowUp: [x, y + far], ArrowDown: [x, y - far], Home: [0, 0]};
-    if (event.key !== " " && !places[event.key]) return;
-    event.preventDefault();
-    play(event.key === " " && !walking);
-    go(places[event.key] || goal);
-  };
-}
-</script>
+<title>@TITLE@</title>
+<script type="application/json" id="data">@DATA@</script>
 </html>
-""".replace("DATA", data)
-
-
-def write_figures(folder, figures):
-    """Write {file: (function, *its arguments after the path)} into a folder."""
-    for file, (draw, *values) in figures.items():
-        start, path = time.perf_counter(), folder / file
-        try:
-            with replacing(path) as temporary:
-                text = draw(temporary, *values)
-        except OSError as error:
-            reason = error.strerror or error
-            sys.exit(f"Cannot write {path.resolve()}: {reason}. Mend it and run again.")
-        size, seconds = path.stat().st_size / 1e6, time.perf_counter() - start
-        print(f"Wrote {path} ({text}, {size:.1f} MB) in {seconds:.1f} s")
-
-
-def check(good, text):
-    """End the script with a message where a setting is not what it has to be."""
-    if not good:
-        sys.exit(f"{text}. Edit it at the top of plot_latent.py.")
-
-
-def check_settings(texts, grid_size, quantiles, morph_path):
-    """Check what can be checked before anything is read."""
-    good = all(type(text) is str for text in texts)
-    check(good, f"INPUT_FILE, RAW_DIR, MODEL_DIR, FIGURE_DIR = {texts}: expected texts")
-    good = type(grid_size) is int and grid_size in range(2, 41)
-    check(good, f"GRID_SIZE = {grid_size!r}: expected 2 to 40")
-    good = type(quantiles) is tuple and [type(x) for x in quantiles] == [float, float]
-    good = good and 0 < quantiles[0] < quantiles[1] < 1
-    check(good, f"QUANTILES = {quantiles!r}: expected two, 0 < low < high < 1")
-    good = type(morph_path) is list and len(morph_path) > 1
-    good = good or morph_path in ("loop", "columns")
-    expected = 'expected "loop", "columns" or a list of files'
-    check(good, f"MORPH_PATH = {morph_path!r}: {expected}")
-
-
-def main():
-    sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be printed
-    paths = (INPUT_FILE, RAW_DIR, MODEL_DIR, FIGURE_DIR)
-    check_settings(paths, GRID_SIZE, QUANTILES, MORPH_PATH)
-    images_file, raw, model_dir = (Path(path).resolve() for path in paths[:3])
-    files = [] if MORPH_PATH in ("loop", "columns") else MORPH_PATH
-    route, color_by, left_out = "loop" if files else MORPH_PATH, COLOR_BY, []
-    try:
-        encoder, decoder, summary = load_models(model_dir)
-    except ValueError as error:
-        remedy = "Run train_vae.py first."
-        sys.exit(f"Cannot use {model_dir} (MODEL_DIR): {error}. {remedy}")
-    shape, settings = decoder.output_shape[1:], summary.get("settings", {})
-    kl = np.full(decoder.input_shape[1], math.nan)
-    if summary:
-        kl = np.array(summary["figures"]["kl_per_latent"])
-    size = " x ".join(map(str, shape))
-    print(f"Drawing {decoder.name}: {len(kl)} latents, pictures of {size}")
-    try:
-        images, index = open_images(images_file, shape, settings.get("images_id"))
-        num_train = settings["num_train"]
-    except (OSError, ValueError) as error:
-        left_out = ["latent_map.png", "morph.gif"][: 2 if files else 1]
-        print(
-            f"Left out {' and '.join(left_out)}: {images_file} (INPUT_FILE) cannot be "
-            f"used: {error}. Run preprocess.py and train_vae.py."
-        )
-        images, index, num_train = np.empty((0, *shape), np.uint8), [], 0
-        files, color_by = [], None  # of no rows
-
-    names = [row["file"] for row in index]
-    unknown = [file for file in files if file not in names]
-    check(not unknown, f"MORPH_PATH: {unknown} not in images.csv, as {names[:1]} is")
-    rows = np.linspace(0, num_train - 1, min(2000, num_train)).astype(int)
-    rows = np.append(rows, np.arange(num_train, len(images)))
-    look = choose_colors(raw, [index[row] for row in rows], color_by)
-    codes = encode(encoder, images, rows)
-    plane = Plane(codes, kl)
-    positions = scipy.special.ndtri(np.linspace(*QUANTILES, GRID_SIZE))
-    stops = plane.locate(choose_stops(route, positions))
-    num_frames = {"loop": 120, "columns": max(60, GRID_SIZE**2)}[route]
-    if files:
-        stops = encode(encoder, images, [names.index(file) for file in files])
-        num_frames = 30 * len(files)
-    walk = follow(decoder, stops, min(num_frames, 400))
-    place, points = (plane, positions[[0, -1]]), plane.project(codes)
-    seen = decoder, *place, points, look[0], plane.project(walk)
-    figures = {
-        "latent_grid.png": (plot_grid, decoder, plane, positions),
-        "traversals.png": (plot_traversals, decoder, kl),
-        "latent_map.png": (plot_map, *place, points, rows >= num_train, *look),
-        "morph.gif": (write_morph, decoder, walk),
-        "latent_space.html": (write_explorer, *seen),
-    }
-    for file in left_out:
-        del figures[file]
-    write_figures(Path(FIGURE_DIR), figures)
+"""
 
 
 if __name__ == "__main__":
+    open_stdout()
     try:
         main()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("Stopped: the figures are whole, run again.", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        stop(error, FIGURE_DIR)
