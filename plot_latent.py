@@ -82,6 +82,7 @@ try:
     import matplotlib.lines
     import matplotlib.patches
     import numpy as np
+    import scipy.spatial
     import scipy.special
     from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
@@ -428,9 +429,9 @@ def make_prior_plane(kl, staged):
     if not staged:
         chosen = np.argsort(-kl, kind="stable")[:2]  # NaN stays in its order
     labels = [f"z[{latent}]" for latent in chosen]
-    note = ""
+    note = "The plane of the prior, without the array"
     if latent_dim > 2:
-        note = f"A slice: the other {latent_dim - 2} of {latent_dim} latents stay at 0"
+        note += f"; the other {latent_dim - 2} of {latent_dim} latents stay at 0"
     axes = np.eye(latent_dim)[chosen]
     return Plane(np.zeros(latent_dim), axes, np.zeros(2), np.ones(2), labels, note)
 
@@ -477,8 +478,9 @@ def choose_bounds(plane, places):
 def choose_loop(plane, places):
     """Return a closed walk, (360, 2), round the middle of the plane.
 
-    In each direction it is as far out as half of the codes there are, so that it goes
-    where codes are dense. Without codes it is the circle that holds half of the prior.
+    In each direction three quarters of the codes lie within it: nearer to the middle,
+    between the groups, pictures are blurred. Without codes it is the circle that
+    holds half of the prior.
 
     Args:
         places: (N, 2), of the codes; N may be 0.
@@ -492,11 +494,11 @@ def choose_loop(plane, places):
         angles = np.arctan2(points[:, 1], points[:, 0])
         order = np.argsort(distances)
         for step in range(360):
-            # Codes count the more the nearer their direction is, by 20 degrees.
-            weights = np.exp((np.cos(angles[order] - turn[step]) - 1) / 0.35**2)
+            # Codes count the more the nearer their direction is, by half a radian.
+            weights = np.exp((np.cos(angles[order] - turn[step]) - 1) / 0.5**2)
             total = np.cumsum(weights)
-            half = np.searchsorted(total, total[-1] / 2)
-            radius[step] = distances[order][half]
+            most = np.searchsorted(total, 0.75 * total[-1])
+            radius[step] = distances[order][most]
     return plane.middle + plane.spread * circle * radius[:, None]
 
 
@@ -528,6 +530,22 @@ def follow(decoder, stops, num_frames):
     return at(np.interp(even, seen, tried))
 
 
+def begin_in_crowd(walk, plane, places):
+    """Return a closed walk, (T, L), turned to begin where the codes are densest.
+
+    The animation and the explorer open with its first picture.
+
+    Args:
+        places: (N, 2), of the codes; N may be 0.
+    """
+    if len(places) == 0:
+        return walk
+    tree = scipy.spatial.cKDTree(places / plane.spread)
+    near = min(10, len(places))
+    distances, _ = tree.query(plane.project(walk) / plane.spread, k=[near])
+    return np.roll(walk, -int(distances.argmin()), axis=0)
+
+
 def find_files(index):
     """Return the rows of the files of MORPH_PATH, or end with a message."""
     # The same letter is written in two ways: é is one sign, or e and an accent.
@@ -552,7 +570,8 @@ def choose_walk(encoder, decoder, images, index, plane, places):
         places: (N, 2), of the codes of the training images; N may be 0.
     """
     if MORPH_PATH == "loop" or not index:
-        return follow(decoder, plane.locate(choose_loop(plane, places)), 120)
+        walk = follow(decoder, plane.locate(choose_loop(plane, places)), 120)
+        return begin_in_crowd(walk, plane, places)
     stops = encode(encoder, images, find_files(index))
     return follow(decoder, stops, min(30 * len(stops), 400))
 
@@ -694,10 +713,11 @@ def save_png(path, sheet, decoder):
 # The map and its colours
 # ----------------------------------------------------------------------------
 # Ten colours that people of any colour vision tell apart, on white and on black. They
-# were searched for: CIE Lab distance, seen by all kinds of eyes (Machado 2009), >= 25.
+# were searched for: their distances in CIE Lab, as they are seen with and without each
+# kind of cones (Machado 2009), are 23 at the least; of tab10 it is 4.6.
 COLORS = (
-    "#785af0", "#a5d200", "#a50096", "#1e5a1e", "#f07896", "#0fe1f0", "#87870f",
-    "#783c5a", "#f0c387", "#87a5ff",
+    "#004be1", "#d23c00", "#4bd2a5", "#ffa51e", "#694b96", "#e1a5e1", "#964b3c",
+    "#a5c369", "#f069ff", "#0f8787",
 )  # fmt: skip
 UNKNOWN_COLOR = "#999999"
 NOT_FOR_COLORS = (
@@ -866,16 +886,16 @@ def plot_map(path, plane, columns, rows, places, held_out, paint, model):
             rings[:, 0], rings[:, 1], s=18, facecolors="none",
             edgecolors=colors[held_out], linewidths=1.1,
         )  # fmt: skip
-        handles = draw_frame(axes, plane, columns, rows, places)
-        note = plane.note
-        if plane.note:
-            note = f"\n{plane.note}; dots are projections"
+        lines = draw_frame(axes, plane, columns, rows, places)
+        note = ""
+        if len(plane.origin) > 2:
+            note = f"\n{plane.note}. The dots are projections."
         num_rings = np.count_nonzero(held_out)
         axes.set_title(
             f"Codes of {len(places) - num_rings} training images (dots) and of "
             f"{num_rings} held-out ones (rings){note}"
         )
-        draw_legend(figure, axes, handles, paint)
+        draw_legends(figure, axes, lines, paint)
         # A tight box, so that no legend squeezes the axes or is cut off.
         figure.savefig(
             path, format="png", bbox_inches="tight", pad_inches=0.2,
@@ -909,7 +929,7 @@ def draw_frame(axes, plane, columns, rows, places):
     return [line, dashes]
 
 
-def draw_legend(figure, axes, handles, paint):
+def draw_legends(figure, axes, lines, paint):
     """Write below the axes what the lines and colours mean, or draw a colour bar."""
     entries = paint.legend
     if paint.kind == "numbers":
@@ -921,27 +941,27 @@ def draw_legend(figure, axes, handles, paint):
         entries = []
         if "" in paint.values:
             entries = [["unknown", UNKNOWN_COLOR]]
-    texts = [handle.get_label() for handle in handles]
-    for text, color in entries:
-        dot = matplotlib.lines.Line2D(
-            [], [], color=color, marker="o", linestyle="none", markersize=6
-        )
-        handles.append(dot)
-        texts.append(text)
-    for num_columns in (5, 4, 3, 2, 1):
-        legend = axes.legend(
-            handles, ["x"] * len(handles), ncols=num_columns, frameon=False,
-            loc="upper center", bbox_to_anchor=(0.5, -0.08),
+    first = axes.legend(
+        handles=lines, ncols=2, frameon=False, loc="upper center",
+        bbox_to_anchor=(0.5, -0.06),
+    )  # fmt: skip
+    axes.add_artist(first)  # or the next legend takes its place
+    dots = []
+    for _, color in entries:
+        dot = matplotlib.lines.Line2D([], [], color=color, marker="o", linestyle="none")
+        dots.append(dot)
+    for num_columns in (10, 8, 6, 5, 4, 3, 2, 1):
+        second = axes.legend(
+            dots, ["x"] * len(dots), ncols=num_columns, frameon=False,
+            loc="upper center", bbox_to_anchor=(0.5, -0.095), title=" ",
         )  # fmt: skip
         # Written now and not before: as labels, "_name" and "$a$" would be understood.
-        for place, text in enumerate(texts):
-            legend.get_texts()[place].set(text=text, parse_math=False)
-        if entries and paint.name:
-            legend.set_title(paint.name)
-            legend.get_title().set_parse_math(False)
-        width = legend.get_window_extent().width
-        if width <= axes.get_window_extent().width:
+        second.get_title().set(text=paint.name, parse_math=False)
+        for place, (text, _) in enumerate(entries):
+            second.get_texts()[place].set(text=text, parse_math=False)
+        if second.get_window_extent().width <= axes.get_window_extent().width:
             break
+    second.set_visible(len(dots) > 0)
 
 
 def list_fonts():
@@ -1106,27 +1126,28 @@ def describe_plane(plane, columns, rows, walk, summary):
         walk: (T, 2), the places of the animation.
         summary: as read_summary() returns it.
     """
-    note = plane.note
-    if note:
-        note += ". The dots are projections."
     grid = [[columns[0], columns[-1]], [rows[0], rows[-1]]]
     return {
         "latents": len(plane.origin),
         "trained": summary["trained"],
-        "note": note,
         "labels": plane.labels,
         "grid": np.round(grid, 4).tolist(),
         "walk": np.round(walk, 4).tolist(),
     }
 
 
-def describe_dots(places, held_out, paint):
-    """Return the dots of the map and their legend, for JSON; args as in plot_map."""
+def describe_dots(plane, places, held_out, paint):
+    """Return the dots of the map and what they are, for JSON; args as in plot_map."""
     dots = []
     for row, (x, y) in enumerate(places.round(4).tolist()):
         dots.append([x, y, paint.colors[row], paint.values[row], int(held_out[row])])
+    note = plane.note
+    if note:
+        note += "."
+    if len(plane.origin) > 2 and dots:
+        note += " The dots are projections."
     color = {"name": paint.name, "kind": paint.kind, "legend": paint.legend}
-    return {"dots": dots, "color": color}
+    return {"dots": dots, "color": color, "note": note}
 
 
 def fill_page(data, text):
@@ -1271,6 +1292,7 @@ def stop(error, path):
         os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
         sys.exit(f"Cannot write to stdout: {error.strerror}. Mend it and run again.")
     name = Path(error.filename or path).resolve()
+    name = name.with_name(name.name.removeprefix(f".{os.getpid()}-"))  # of replacing()
     sys.exit(f"Cannot write {name}: {error.strerror or error}. Mend it and run again.")
 
 
@@ -1386,7 +1408,7 @@ def main():
     with figure_file(figure_dir / "latent_space.html", text, failures) as path:
         data = describe_plane(plane, columns, rows, plane.project(walk), summary)
         data["model"] = model_id
-        data |= describe_dots(places, held_out, paint)
+        data |= describe_dots(plane, places, held_out, paint)
         write_explorer(path, decoder, plane, places, data)
 
     if failures:
@@ -1398,8 +1420,625 @@ def main():
 PAGE = r"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none';
+  img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<link rel="icon" href="data:,">
 <title>@TITLE@</title>
+<style>
+  :root { color-scheme: light dark; font: 16px/1.4 system-ui, sans-serif; }
+  body { margin: 0; padding: 1rem; overflow-wrap: anywhere; }
+  h1 { margin: 0 0 0.5rem; font-size: 1.2rem; line-height: 1.25; }
+  header, main { margin-inline: auto; max-width: 44rem; }
+  p, ul, figure { margin: 0; padding: 0; }
+  canvas { display: block; width: 100%; height: auto; aspect-ratio: 1; }
+
+  /* A swipe up or down that starts on a canvas scrolls the page, two fingers zoom it;
+     what begins sideways, or after a hold, is ours. */
+  canvas { touch-action: pan-y pinch-zoom; cursor: crosshair; user-select: none;
+    -webkit-user-select: none; -webkit-touch-callout: none; }
+  canvas:focus-visible { outline: 3px solid Highlight; outline-offset: 2px; }
+
+  /* Nothing is stretched, or the pictures would not be square. */
+  main { display: grid; gap: 1rem; align-items: start; }
+  figure { width: min(100%, max(15rem, 65vh)); margin-inline: auto; }
+  #side { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
+  #map { flex: 1 1 8.5rem; min-width: 0; max-width: 20rem; width: auto; }
+  #controls { flex: 1 1 8.5rem; }
+  #words { flex: 1 1 15rem; }
+  @media (min-width: 40rem) and (min-aspect-ratio: 1/1) {
+    /* Wide screens: the picture as high as the window, the rest beside it. */
+    header, main { max-width: calc(max(18rem, 100vh - 8rem) + 23rem); }
+    main { grid-template-columns: minmax(0, 1fr) minmax(15rem, 22rem); }
+    figure { width: min(100%, max(18rem, 100vh - 8rem)); margin-inline: 0 auto; }
+    #map { flex: 0 1 auto; width: min(100%, max(9rem, 42vh)); max-width: none; }
+  }
+
+  figcaption { margin-top: 0.4rem; min-height: 2.8em; }
+  #controls, figcaption { font-variant-numeric: tabular-nums; }
+  #controls label { display: flex; justify-content: space-between; gap: 0.5rem; }
+  #controls output { white-space: nowrap; }
+  input { display: block; box-sizing: border-box; width: 100%; height: 24px;
+    margin: 0 0 0.5rem; }
+  button { font: inherit; min-height: 2.4rem; padding: 0.3rem 1rem; }
+  #buttons { display: flex; flex-wrap: wrap; gap: 0.5rem; }
+  #words > * { margin-bottom: 0.7rem; }
+  #note, #help { font-size: 0.9rem; }
+  ul { display: flex; flex-wrap: wrap; gap: 0.1rem 1rem; list-style: none; }
+  li { display: flex; align-items: center; gap: 0.4rem; max-width: 100%; }
+  svg { flex: none; width: 18px; height: 18px; fill: none; stroke: currentColor;
+    stroke-width: 2; }
+  svg .dot { fill: currentColor; stroke: none; }
+  /* The colours say something: forced colours and printers have to keep them. */
+  .chip, .scale { flex: none; box-sizing: border-box; width: 14px; height: 14px;
+    border: 1px solid GrayText; border-radius: 50%; forced-color-adjust: none;
+    print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  .scale { width: 8rem; border-radius: 0; }
+  #said { position: absolute; width: 1px; height: 1px; overflow: hidden;
+    clip-path: inset(50%); white-space: nowrap; }
+
+  /* The sentence stands where the picture would be, until the script has started. */
+  #missing { padding: 1rem; border: 1px solid; }
+  .ready #missing, .scripts #missing { display: none; }
+  html:not(.ready) :is(canvas, figcaption, #side) { display: none; }
+
+  @media print {
+    main { display: block; max-width: none; }
+    figure { width: 12cm; margin: 0 0 0.5cm; }
+    #map { flex: none; width: 7cm; }
+    #controls, #help { display: none; }
+  }
+</style>
+<script>
+"use strict";
+// Where scripts run, the sentence for where they do not must not flash up. It comes
+// back if the script below fails.
+document.documentElement.className = "scripts";
+window.onerror = () => { document.documentElement.className = ""; };
+</script>
+<header>
+  <h1>@TITLE@</h1>
+</header>
+<main>
+  <figure>
+    <p id="missing">Here the pictures of the model would be, to walk through. This page
+      needs JavaScript, which is off or not allowed here, as in the preview of a mail or
+      of a repository. Save the file and open it in a browser.</p>
+    <canvas id="picture" tabindex="0" role="application" aria-label="Decoded picture"
+      aria-describedby="help"></canvas>
+    <figcaption id="place"></figcaption>
+    <p id="said" role="status"></p>
+  </figure>
+  <div id="side">
+    <canvas id="map" tabindex="0" role="application" aria-label="Map of the codes"
+      aria-describedby="help"></canvas>
+    <div id="controls">
+      <label for="x"><span></span><output for="x" aria-live="off"></output></label>
+      <input id="x" type="range" step="any">
+      <label for="y"><span></span><output for="y" aria-live="off"></output></label>
+      <input id="y" type="range" step="any">
+      <div id="buttons">
+        <button type="button" id="play">Walk</button>
+        <button type="button" id="save">Save picture</button>
+      </div>
+    </div>
+    <div id="words">
+      <ul id="colors"></ul>
+      <p id="note"></p>
+      <ul aria-label="What the map shows">
+        <li><svg viewBox="0 0 18 18"><circle cx="9" cy="9" r="6"/></svg>
+          <span>the picture shown</span></li>
+        <li><svg viewBox="0 0 18 18"><path d="M1 13 Q6 1 9 9 T17 5"/></svg>
+          <span>the walk</span></li>
+        <li><svg viewBox="0 0 18 18"><path d="M2 2H16V16H2Z"/></svg>
+          <span>the part in latent_grid.png</span></li>
+        <li id="trained"><svg viewBox="0 0 18 18">
+          <circle class="dot" cx="9" cy="9" r="3.5"/></svg>
+          <span></span></li>
+        <li id="held"><svg viewBox="0 0 18 18"><circle cx="9" cy="9" r="3.5"/></svg>
+          <span></span></li>
+      </ul>
+      <p id="help">Pass over the picture or the map to look around, click or drag to
+        stay. With a finger: tap, drag sideways, or hold and drag. Keys: arrows (with
+        Shift further), Home for the start, space to walk or pause. The address follows:
+        copy it to link to a picture. All pictures here are the decoder's.</p>
+    </div>
+  </div>
+</main>
 <script type="application/json" id="data">@DATA@</script>
+<script>
+"use strict";
+
+// ---------------------------------------------------------------------------
+// The page and what the file tells
+// ---------------------------------------------------------------------------
+function find(text) {
+  return document.querySelector(text);
+}
+
+const data = JSON.parse(find("#data").textContent);
+const {bounds, walk, dots, color} = data;
+const picture = find("#picture");
+const map = find("#map");
+const brush = picture.getContext("2d");
+const pen = map.getContext("2d");
+const chart = document.createElement("canvas");  // all of the map but the place
+const sliders = [find("#x"), find("#y")];
+const values = document.querySelectorAll("output");
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+const tiles = [];
+
+// A place is [x, y] in the plane. A spot is [across, down] in parts of a canvas.
+let here = walk[0];    // the place that is drawn
+let goal = walk[0];    // the one that it glides to
+let chosen = walk[0];  // the one to come back to when a mouse has only passed over
+let walking = false;
+let steps = 0;         // how far along the walk
+let before = 0;        // the time of the last frame, in ms
+let asked = false;     // whether a frame is on its way
+let told = "";         // what was last said and written into the address
+let rest = 0;          // the timer that tells it
+let chartLook = "";    // size and colours of the chart
+
+const spans = bounds.map(([low, high]) => high - low);
+// Numbers are as fine as a step that can be seen, 1/300 of the shorter side.
+const narrow = Math.min(...spans);
+const decimals = Math.min(9, Math.max(0, Math.ceil(2.5 - Math.log10(narrow))));
+
+function toSpot([x, y]) {
+  return [(x - bounds[0][0]) / spans[0], (bounds[1][1] - y) / spans[1]];
+}
+
+function toPlace([across, down]) {
+  return [bounds[0][0] + across * spans[0], bounds[1][1] - down * spans[1]];
+}
+
+function clip(value, axis) {
+  return Math.max(bounds[axis][0], Math.min(bounds[axis][1], value));
+}
+
+function write(value) {  // without -0.00
+  return (+value.toFixed(decimals) || 0).toFixed(decimals);
+}
+
+function show(value) {
+  return write(value).replace("-", "\u2212");
+}
+
+// ---------------------------------------------------------------------------
+// Moving
+// ---------------------------------------------------------------------------
+function ask() {  // for a frame, one at a time
+  if (!asked) requestAnimationFrame(draw);
+  asked = true;
+}
+
+function go(place) {  // only to look
+  goal = place.map(clip);
+  ask();
+}
+
+function choose(place) {  // to stay
+  play(false);
+  go(place);
+  chosen = goal;
+}
+
+function play(on) {
+  if (on && !walking) steps = findStep();
+  if (!on && walking) chosen = goal;
+  walking = on;
+  find("#play").textContent = on ? "Pause" : "Walk";
+  ask();
+}
+
+function findStep() {  // of the walk that is the nearest
+  let best = 0;
+  let least = Infinity;
+  walk.forEach((place, step) => {
+    const far = measure(place, goal);
+    if (far < least) {
+      least = far;
+      best = step;
+    }
+  });
+  return best;
+}
+
+function measure(place, other) {  // as seen on the map, in parts of its side
+  const across = (place[0] - other[0]) / spans[0];
+  const up = (place[1] - other[1]) / spans[1];
+  return Math.sqrt(across * across + up * up);
+}
+
+function walkOn(seconds) {
+  steps = (steps + 20 * seconds) % walk.length;  // as fast as morph.gif
+  const from = walk[Math.floor(steps)];
+  const to = walk[Math.ceil(steps) % walk.length];
+  go(from.map((value, axis) => value + steps % 1 * (to[axis] - value)));
+}
+
+// ---------------------------------------------------------------------------
+// Drawing
+// ---------------------------------------------------------------------------
+function draw(now) {
+  const seconds = Math.min(0.1, (now - before) / 1000);
+  before = now;
+  asked = false;
+  if (walking) walkOn(seconds);
+  const part = calm.matches ? 1 : 1 - Math.exp(-seconds / 0.07);
+  here = here.map((value, axis) => {
+    const left = goal[axis] - value;
+    if (Math.abs(left) < spans[axis] / 3000) return goal[axis];
+    return value + part * left;
+  });
+  drawPicture();
+  drawMap();
+  showPlace();
+  clearTimeout(rest);
+  if (walking || here.some((value, axis) => value !== goal[axis])) {
+    ask();
+  } else {
+    rest = setTimeout(tell, 300);
+  }
+}
+
+function drawPicture() {  // the four tiles around the place, each by its nearness
+  const [across, down] = toSpot(here);
+  const x = across * (data.count - 1);
+  const y = down * (data.count - 1);
+  let sum = 0;
+  for (const row of [Math.floor(y), Math.floor(y) + 1]) {
+    for (const column of [Math.floor(x), Math.floor(x) + 1]) {
+      const weight = (1 - Math.abs(x - column)) * (1 - Math.abs(y - row));
+      const tile = tiles[row * data.count + column];
+      if (weight < 1e-6 || !tile.complete) continue;
+      sum += weight;
+      brush.globalAlpha = weight / sum;
+      brush.drawImage(tile, 0, 0);
+    }
+  }
+}
+
+function drawMap() {
+  // As many pixels as the screen has, so that a line of 1.5 is one at any zoom.
+  const ratio = window.devicePixelRatio;
+  const side = Math.max(1, Math.round(map.clientWidth * ratio));
+  const style = getComputedStyle(map);
+  const look = [side, ratio, style.color, style.backgroundColor].join();
+  if (look !== chartLook) {  // else nothing but the place has changed
+    map.width = map.height = chart.width = chart.height = side;
+    chartLook = look;
+    drawChart(side / ratio, ratio, style);
+  }
+  pen.setTransform(1, 0, 0, 1, 0, 0);
+  pen.drawImage(chart, 0, 0);
+  pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+  const [across, down] = toSpot(here);
+  // A rim in the background's colour sets the circle off from the dots.
+  for (const [width, ink] of [[6, style.backgroundColor], [2.5, style.color]]) {
+    pen.lineWidth = width;
+    pen.strokeStyle = ink;
+    pen.beginPath();
+    pen.arc(across * side / ratio, down * side / ratio, 7, 0, 2 * Math.PI);
+    pen.stroke();
+  }
+}
+
+function drawChart(side, ratio, style) {  // in CSS pixels
+  const ink = chart.getContext("2d");
+  ink.setTransform(ratio, 0, 0, ratio, 0, 0);
+  ink.fillStyle = style.backgroundColor;
+  ink.fillRect(0, 0, side, side);
+  for (const [x, y, shade, , heldOut] of dots) {
+    const [across, down] = toSpot([x, y]);
+    ink.beginPath();
+    if (heldOut) {
+      ink.arc(across * side, down * side, 2.5, 0, 2 * Math.PI);
+      ink.lineWidth = 1.5;
+      ink.strokeStyle = shade;
+      ink.stroke();
+    } else {
+      // Of a dark dot on a dark page the rim is what can be seen, and of a light one.
+      ink.arc(across * side, down * side, 1.75, 0, 2 * Math.PI);
+      ink.fillStyle = shade;
+      ink.fill();
+      ink.globalAlpha = 0.4;
+      ink.lineWidth = 0.5;
+      ink.strokeStyle = style.color;
+      ink.stroke();
+      ink.globalAlpha = 1;
+    }
+  }
+  ink.strokeStyle = style.color;
+  ink.lineWidth = 1.5;
+  ink.beginPath();
+  for (const place of walk) {
+    const [across, down] = toSpot(place);
+    ink.lineTo(across * side, down * side);
+  }
+  ink.closePath();
+  ink.stroke();
+  const [left, top] = toSpot([data.grid[0][0], data.grid[1][1]]);
+  const [right, bottom] = toSpot([data.grid[0][1], data.grid[1][0]]);
+  ink.strokeRect(left * side, top * side, (right - left) * side, (bottom - top) * side);
+  ink.strokeRect(0.75, 0.75, side - 1.5, side - 1.5);
+}
+
+// ---------------------------------------------------------------------------
+// Telling where the reader is
+// ---------------------------------------------------------------------------
+function showPlace() {
+  const near = describeNearest();
+  find("#place").textContent = `At ${here.map(show).join(", ")}. ${near}`;
+  sliders.forEach((slider, axis) => {
+    slider.value = goal[axis];
+    slider.ariaValueText = show(goal[axis]);
+    values[axis].textContent = show(here[axis]);
+  });
+}
+
+function describeNearest() {  // the values of the nearest three dots
+  const nearest = [];
+  for (const dot of dots) {
+    const far = measure(dot, here);
+    if (nearest.length === 3 && far >= nearest[2].far) continue;
+    nearest.push({far, value: dot[3]});
+    nearest.sort((one, other) => one.far - other.far);
+    nearest.length = Math.min(3, nearest.length);
+  }
+  if (nearest.length === 0) return "";
+  // Twice the distance from dot to dot, if they were spread evenly.
+  const isFar = nearest[0].far > Math.max(0.08, 2 / Math.sqrt(dots.length));
+  const start = isFar ? "Far from all pictures. Nearest: " : "Nearest pictures: ";
+  if (!color.name) return isFar ? "Far from all pictures." : "";
+  const texts = new Set();
+  for (const {value} of nearest) {
+    let text = value || "unknown";
+    if (value && color.kind === "numbers") text = String(+Number(value).toPrecision(3));
+    texts.add(text.replace(/^-/, "\u2212"));
+  }
+  return start + color.name + " " + [...texts].join(", ") + ".";
+}
+
+function tell() {  // when the reader stops: to screen readers, and into the address
+  const text = here.map(write).join(",");
+  if (text === told) return;
+  const first = told === "";
+  told = text;
+  picture.ariaLabel = "Decoded picture at " + here.map(show).join(", ");
+  if (first) return;  // the page has only opened
+  find("#said").textContent = find("#place").textContent;
+  try {
+    history.replaceState(null, "", "#" + text);  // no entry in the history
+  } catch {
+    // A page in a frame of another one may have no address to write to.
+  }
+}
+
+function readAddress() {
+  const numbers = location.hash.slice(1).split(",").map(parseFloat);
+  if (numbers.length === 2 && numbers.every(Number.isFinite)) return numbers;
+  return null;
+}
+
+function savePicture() {
+  const sheet = document.createElement("canvas");
+  // Small pictures are enlarged by a whole number, to about 512 pixels.
+  sheet.width = data.side * Math.max(1, Math.round(512 / data.side));
+  sheet.height = sheet.width;
+  const ink = sheet.getContext("2d");
+  ink.imageSmoothingQuality = "high";
+  ink.drawImage(picture, 0, 0, sheet.width, sheet.height);
+  const name = ["latent_space", data.model, ...here.map(write)].join("_") + ".png";
+  sheet.toBlob((blob) => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+  });
+}
+
+// ---------------------------------------------------------------------------
+// Pointers and keys
+// ---------------------------------------------------------------------------
+let press = null;  // the pointer that is down, and whether it drags
+
+function listen(view) {
+  function follow(event) {
+    const box = view.getBoundingClientRect();
+    const across = (event.clientX - box.left) / box.width;
+    const down = (event.clientY - box.top) / box.height;
+    return toPlace([across, down]);
+  }
+
+  function drag(event) {
+    press.drags = true;
+    clearTimeout(press.hold);
+    view.setPointerCapture(event.pointerId);
+    choose(follow(event));
+  }
+
+  view.onpointerdown = (event) => {
+    if (event.button !== 0 || !event.isPrimary) return;
+    press = {x: event.clientX, y: event.clientY, drags: false, hold: 0};
+    if (event.pointerType === "touch") {
+      // It may become a swipe, which is the browser's: wait.
+      press.hold = setTimeout(drag, 300, event);
+    } else {
+      drag(event);
+    }
+  };
+  view.onpointermove = (event) => {
+    if (!event.isPrimary) return;
+    if (press === null) {
+      // A mouse passes over. It must not disturb the walk.
+      if (event.pointerType !== "touch" && !walking) go(follow(event));
+    } else if (press.drags) {
+      choose(follow(event));
+    } else {
+      const across = Math.abs(event.clientX - press.x);
+      const down = Math.abs(event.clientY - press.y);
+      if (down > 8) clearTimeout(press.hold);
+      if (across > 8 && across > down) drag(event);
+    }
+  };
+  view.onpointerup = (event) => {
+    if (press !== null && event.isPrimary) {
+      if (!press.drags) choose(follow(event));  // a tap
+      end();
+    }
+  };
+  view.onpointercancel = end;  // the browser scrolls or zooms
+  view.onpointerleave = () => {
+    if (press === null && !walking) go(chosen);
+  };
+  // Only this keeps the browser from scrolling with a finger that was held first.
+  view.addEventListener("touchmove", (event) => {
+    if (press !== null && press.drags && event.cancelable) event.preventDefault();
+  }, {passive: false});
+  view.oncontextmenu = (event) => {
+    if (press !== null) event.preventDefault();  // the finger is held to drag
+  };
+  view.onkeydown = (event) => {
+    if (hasModifier(event)) return;
+    if (event.key === " ") {
+      play(!walking);
+    } else if (event.key === "Home") {
+      choose(walk[0]);
+    } else if (event.key in ARROWS) {
+      moveByKey(event, ARROWS[event.key][0]);
+    } else {
+      return;
+    }
+    event.preventDefault();
+  };
+}
+
+function end() {
+  if (press !== null) clearTimeout(press.hold);
+  press = null;
+}
+
+// The arrow keys: the axis along which they move, and whether it is up or down.
+const ARROWS = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowDown: [1, -1],
+  ArrowUp: [1, 1]};
+
+function moveByKey(event, axis) {
+  const step = event.shiftKey ? spans[axis] / 12 : spans[axis] / 60;
+  const place = [...goal];
+  place[axis] += ARROWS[event.key][1] * step;
+  choose(place);
+}
+
+function hasModifier(event) {  // then the key is the browser's: Alt+Left goes back
+  return event.altKey || event.ctrlKey || event.metaKey;
+}
+
+function slideByKey(event, axis) {
+  // A slider without steps moves by 1 in some browsers, whatever its range.
+  if (hasModifier(event) || !(event.key in ARROWS)) return;
+  moveByKey(event, axis);
+  event.preventDefault();
+}
+
+// ---------------------------------------------------------------------------
+// Setting up
+// ---------------------------------------------------------------------------
+function fillLegend() {
+  const heldOut = dots.filter((dot) => dot[4] === 1).length;
+  const trained = dots.length - heldOut;
+  find("#trained span").textContent = trained + " pictures of the training";
+  find("#trained").hidden = trained === 0;
+  find("#held span").textContent = heldOut + " held out from it";
+  find("#held").hidden = heldOut === 0;
+}
+
+function addColor(text, kind, background) {
+  const item = document.createElement("li");
+  const swatch = document.createElement("span");
+  const words = document.createElement("span");
+  swatch.className = kind;
+  swatch.style.background = background;
+  words.textContent = text;  // from users' files: text, never HTML
+  item.append(swatch, words);
+  find("#colors").append(item);
+  return item;
+}
+
+function fillColors() {
+  const list = find("#colors");
+  list.hidden = !color.name;
+  list.ariaLabel = "Colours: " + color.name;
+  if (!color.name) return;
+  if (color.kind === "names") {
+    for (const [text, shade] of color.legend) {
+      addColor(color.name + " " + text, "chip", shade);
+    }
+    return;
+  }
+  const shades = color.legend.map((entry) => entry[1]);
+  const background = `linear-gradient(to right, ${shades.join(", ")})`;
+  const low = color.legend[0][0];
+  const high = color.legend[shades.length - 1][0];
+  addColor(high, "scale", background).prepend(color.name + " " + low);
+}
+
+function loadTiles() {
+  // Those around the opening place come first: nobody waits for the other hundreds.
+  const [across, down] = toSpot(here);
+  const order = data.tiles.map((text, number) => {
+    const x = number % data.count - across * (data.count - 1);
+    const y = Math.floor(number / data.count) - down * (data.count - 1);
+    return {number, text, far: x * x + y * y};
+  });
+  order.sort((one, other) => one.far - other.far);
+  for (const {number, text} of order) {
+    tiles[number] = new Image();
+    tiles[number].onload = ask;
+    tiles[number].src = "data:image/jpeg;base64," + text;
+  }
+}
+
+function start() {
+  const place = readAddress() || walk[0];
+  here = goal = chosen = place.map(clip);
+  loadTiles();
+  picture.width = picture.height = data.side;
+  sliders.forEach((slider, axis) => {
+    [slider.min, slider.max] = bounds[axis];
+    find(`label[for=${slider.id}] span`).textContent = data.labels[axis];
+    slider.oninput = () => {
+      const value = Number(slider.value);
+      choose(axis === 0 ? [value, goal[1]] : [goal[0], value]);
+    };
+    slider.onkeydown = (event) => slideByKey(event, axis);
+  });
+  find("#note").textContent = data.note;
+  find("#note").hidden = !data.note;
+  fillLegend();
+  fillColors();
+  listen(picture);
+  listen(map);
+  find("#play").onclick = () => play(!walking);
+  find("#save").onclick = savePicture;
+  window.onhashchange = () => {
+    const place = readAddress();
+    if (place !== null) choose(place);
+  };
+  // The map's colours are the theme's, its pixels the screen's.
+  for (const query of ["(prefers-color-scheme: dark)", "(forced-colors: active)"]) {
+    matchMedia(query).onchange = ask;
+  }
+  document.documentElement.className = "ready";
+  new ResizeObserver(ask).observe(map);
+  ask();
+}
+
+start();
+window.onerror = null;
+</script>
 </html>
 """
 
