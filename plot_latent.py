@@ -621,13 +621,12 @@ def draw_tiles(decoder, codes, column_texts, row_texts, labels, note):
         right = ruler.multiline_textbbox((0, 0), text, font)[2]
         number_width = max(number_width, math.ceil(right))
     left = gap + row_label.width + gap + number_width + gap
-    top = max(gap, line // 2)  # the uppermost number may be taller than half a tile
+    end = tile // 4  # white above and to the right: numbers may be larger than a tile
     bottom = gap + line + gap + column_label.height + gap
-    end = tile // 4  # the last number may be as wide as its tile
-    sheet = Image.new("RGB", (left + width + end, top + height + bottom), "white")
+    sheet = Image.new("RGB", (left + width + end, end + height + bottom), "white")
     pen = ImageDraw.Draw(sheet)
     for row, line_of_codes in enumerate(codes):
-        y = top + row * tile
+        y = end + row * tile
         images = decode(decoder, line_of_codes)  # a line at a time: memory
         for column, image in enumerate(images):
             picture = to_picture(image, tile, Image.Resampling.NEAREST)
@@ -635,11 +634,11 @@ def draw_tiles(decoder, codes, column_texts, row_texts, labels, note):
         place = (left - gap, y + tile / 2)
         pen.text(place, row_texts[row], "black", font, anchor="rm", align="right")
     for column, text in enumerate(column_texts):
-        place = (left + (column + 0.5) * tile, top + height + gap)
+        place = (left + (column + 0.5) * tile, end + height + gap)
         pen.text(place, text, "black", font, anchor="ma")
-    sheet.paste(row_label, (gap, top + (height - row_label.height) // 2))
+    sheet.paste(row_label, (gap, end + (height - row_label.height) // 2))
     x = left + (width - column_label.width) // 2
-    sheet.paste(column_label, (x, top + height + gap + line + gap))
+    sheet.paste(column_label, (x, end + height + gap + line + gap))
     return sheet
 
 
@@ -893,7 +892,8 @@ def plot_map(path, plane, columns, rows, places, held_out, paint, model):
         num_rings = np.count_nonzero(held_out)
         axes.set_title(
             f"Codes of {len(places) - num_rings} training images (dots) and of "
-            f"{num_rings} held-out ones (rings){note}"
+            f"{num_rings} held-out ones (rings){note}",
+            fontsize=11,
         )
         draw_legends(figure, axes, lines, paint)
         # A tight box, so that no legend squeezes the axes or is cut off.
@@ -941,27 +941,28 @@ def draw_legends(figure, axes, lines, paint):
         entries = []
         if "" in paint.values:
             entries = [["unknown", UNKNOWN_COLOR]]
-    first = axes.legend(
+    legend = axes.legend(
         handles=lines, ncols=2, frameon=False, loc="upper center",
         bbox_to_anchor=(0.5, -0.06),
     )  # fmt: skip
-    axes.add_artist(first)  # or the next legend takes its place
+    if not entries:
+        return
+    axes.add_artist(legend)  # or the next one takes its place
     dots = []
     for _, color in entries:
         dot = matplotlib.lines.Line2D([], [], color=color, marker="o", linestyle="none")
         dots.append(dot)
-    for num_columns in (10, 8, 6, 5, 4, 3, 2, 1):
-        second = axes.legend(
-            dots, ["x"] * len(dots), ncols=num_columns, frameon=False,
-            loc="upper center", bbox_to_anchor=(0.5, -0.095), title=" ",
+    for num_columns in (11, 6, 5, 4, 3, 2, 1):
+        legend = axes.legend(
+            dots, ["x"] * len(dots), ncols=num_columns, frameon=False, title=" ",
+            loc="upper center", bbox_to_anchor=(0.5, -0.095), handletextpad=0.2,
         )  # fmt: skip
         # Written now and not before: as labels, "_name" and "$a$" would be understood.
-        second.get_title().set(text=paint.name, parse_math=False)
+        legend.get_title().set(text=paint.name, parse_math=False)
         for place, (text, _) in enumerate(entries):
-            second.get_texts()[place].set(text=text, parse_math=False)
-        if second.get_window_extent().width <= axes.get_window_extent().width:
+            legend.get_texts()[place].set(text=text, parse_math=False)
+        if legend.get_window_extent().width <= axes.get_window_extent().width:
             break
-    second.set_visible(len(dots) > 0)
 
 
 def list_fonts():
@@ -1373,6 +1374,7 @@ def main():
     places = plane.project(codes)
     walk = choose_walk(encoder, decoder, images, index, plane, places[~held_out])
 
+    figure_dir.mkdir(parents=True, exist_ok=True)
     failures = []
     size = f"{GRID_SIZE} x {GRID_SIZE}"
     text = f"decoded pictures, {size}; latent_grid.jpg is the same, smaller"

@@ -1,27 +1,32 @@
-"""plot_latent.py on models that train_vae.py has made, and its messages."""
+"""plot_latent.py on models that train_vae.py has made: what the figures show."""
 
+import base64
+import csv
 import functools
+import io
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
 
 import keras
+import matplotlib
+import matplotlib.colors
 import numpy as np
 import pytest
+import scipy.ndimage
 import scipy.stats
-from conftest import copy_script, load_script, run_script
+from conftest import load_script, run_script
 from PIL import Image
 
 FIGURES = {
+    "latent_grid.jpg",
     "latent_grid.png",
     "latent_map.png",
     "latent_space.html",
     "morph.gif",
     "traversals.png",
 }
+NOT_OF_TWO = {"traversals.png"}  # the grid tells more
 PPF = scipy.stats.norm.ppf(np.linspace(0.05, 0.95, 15))
 
 
@@ -47,18 +52,69 @@ def make_studio(studio):
     for latent_dim, folder in folders.items():
         edits = {"INPUT_FILE": "data/images.npy", "MODEL_DIR": "model", "EPOCHS": 20}
         edits |= {"FIGURE_DIR": "other", "LATENT_DIM": latent_dim, "BATCH_SIZE": 16}
-        edits |= {"KL_WEIGHT": 5e-5, "FILTERS": (16, 32), "SEED": 0}
+        edits |= {"KL_WEIGHT": 1e-5, "FILTERS": (16, 32), "SEED": 0}
         result = run_script("train_vae.py", folder, VALIDATION_IMAGES=6, **edits)
         assert result.returncode == 0
+        add_factors(folder)
+        change_summary(folder, kl_weights=[5e-5] * latent_dim)
         result = run_script("plot_latent.py", folder, **SETTINGS)
         assert (result.returncode, result.stderr) == (0, "")
         (folder / "output.txt").write_text(result.stdout, encoding="utf-8")
     return folders
 
 
+def add_factors(folder):
+    """Write what factors.csv knows into images.csv, if it does not stand there."""
+    path = folder / "data/images.csv"
+    with open(path, encoding="utf-8", newline="") as file:
+        index = list(csv.DictReader(file))
+    if "people" in index[0]:
+        return
+    with open(folder / "data/raw/factors.csv", encoding="utf-8", newline="") as file:
+        factors = {row["file"]: row for row in csv.DictReader(file)}
+    for row in index:
+        known = dict(factors[row["file"]])
+        known["factor_width"] = known.pop("width")
+        if row["mirrored"] == "1":
+            known["shift"] = str(-float(known["shift"]))
+        row.update(known)
+    write_index(path, index)
+
+
+def write_index(path, index, encoding="utf-8"):
+    with open(path, "w", encoding=encoding, newline="") as file:
+        writer = csv.DictWriter(file, list(index[0]))
+        writer.writeheader()
+        writer.writerows(index)
+
+
+def read_index(folder):
+    with open(folder / "data/images.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def add_column(folder, name, values):
+    """Give each row of images.csv a value of a new column, which comes first."""
+    index = []
+    for row, value in zip(read_index(folder), values, strict=True):
+        known = {key: row[key] for key in ("row", "file", "mirrored", "images_id")}
+        index.append({**known, name: value})
+    write_index(folder / "data/images.csv", index)
+
+
+def change_summary(folder, **values):
+    """Set keys of summary.json; None takes one away."""
+    path = folder / "model/summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in values.items():
+        summary[name] = value
+        if value is None:
+            del summary[name]
+    path.write_text(json.dumps(summary), encoding="utf-8")
+
+
 SETTINGS = {
     "INPUT_FILE": "data/images.npy",
-    "RAW_DIR": "data/raw",
     "MODEL_DIR": "model",
     "FIGURE_DIR": "figures",
     "GRID_SIZE": 15,
@@ -121,6 +177,11 @@ def decode(folder, codes):
     return np.rint(images * 255).astype(int)
 
 
+def training_codes(folder):
+    settings = json.loads((folder / "model/summary.json").read_text())["settings"]
+    return encode(folder, slice(settings["num_train"]))
+
+
 def principal_plane(codes):
     """Return center and axes (2, L) by another way than the script's."""
     values, vectors = np.linalg.eigh(np.cov(codes.T, bias=True))
@@ -157,30 +218,36 @@ def nearest(frames, images):
 
 
 def crop_tiles(path, rows, columns, tile):
-    """Cut the tiles out of a figure with a margin of 7/4 tiles left and 1 below."""
+    """Cut out the tiles of a figure with a margin of 1/4 tile above and right."""
     picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    left, end = tile * 7 // 4, tile // 4
-    shape = (rows * tile + tile + end, columns * tile + left + end, 3)
-    assert picture.shape == shape
+    end = tile // 4
+    left = picture.shape[1] - end - columns * tile
+    assert left > 0 and len(picture) > end + rows * tile
     picture = picture[end : end + rows * tile, left : left + columns * tile]
     return picture.reshape(rows, tile, columns, tile, 3).swapaxes(1, 2)
 
 
 def test_all_figures_are_written_and_named(studio):
     for folder in studio.values():
-        assert {path.name for path in (folder / "figures").iterdir()} == FIGURES
+        left_out = NOT_OF_TWO if folder == studio[2] else set()
+        expected = FIGURES - left_out
+        assert {path.name for path in (folder / "figures").iterdir()} == expected
         output = (folder / "output.txt").read_text(encoding="utf-8")
         named = re.findall(r"^Wrote figures.(\S+) \((.*) MB\) in .* s$", output, re.M)
-        assert {name for name, _ in named} == FIGURES
+        assert {name for name, _ in named} == expected - {"latent_grid.jpg"}
+        assert output.count("latent_grid.jpg") == 1
         for name, text in named:
             assert ("decoded pictures" in text) == (name != "latent_map.png")
     assert "codes of 120 images, coloured by people" in output
 
 
-def test_grid_holds_the_decoded_quantiles(studio):
+def test_grid_holds_the_decoded_quantiles_of_the_codes(studio):
     tiles = crop_tiles(studio[2] / "figures/latent_grid.png", 15, 15, 128)
+    codes = training_codes(studio[2])
     x, y = np.meshgrid(PPF, PPF[::-1])
-    wanted = decode(studio[2], np.stack([x, y], axis=-1).reshape(-1, 2))
+    places = np.stack([x, y], axis=-1).reshape(-1, 2)
+    assert np.abs(codes.mean(axis=0)).max() > 0.02  # or the prior's were the same
+    wanted = decode(studio[2], codes.mean(axis=0) + codes.std(axis=0) * places)
     wanted = wanted.reshape(15, 15, 32, 32, 3)
     assert np.abs(tiles[:, :, ::4, ::4] - wanted).max() <= 1
     crisp = wanted.repeat(4, axis=2).repeat(4, axis=3)
@@ -194,23 +261,100 @@ def test_grid_size_quantiles_and_print_resolution(copy, run):
     assert run(folder, GRID_SIZE=3, QUANTILES=(0.2, 0.7))[0] == 0
     path = folder / "figures/latent_grid.png"
     x, y = np.meshgrid(*[scipy.stats.norm.ppf([0.2, 0.45, 0.7])] * 2)
-    wanted = decode(folder, np.stack([x, y[::-1]], axis=-1).reshape(-1, 2))
+    codes = training_codes(folder)
+    places = np.stack([x, y[::-1]], axis=-1).reshape(-1, 2)
+    wanted = decode(folder, codes.mean(axis=0) + codes.std(axis=0) * places)
     tiles = crop_tiles(path, 3, 3, 128)[:, :, ::4, ::4]
     assert np.abs(tiles - wanted.reshape(3, 3, 32, 32, 3)).max() <= 1
     with Image.open(path) as picture:
         assert np.allclose(picture.info["dpi"], 300, atol=0.1)
+        large = picture.convert("RGB")
+    with Image.open(folder / "figures/latent_grid.jpg") as picture:
+        assert picture.size == large.size  # it is below 2000 pixels
+        gap = np.subtract(picture, large, dtype=float)
+        assert np.abs(gap).mean() < 3
 
 
-def test_grid_of_three_latents_is_the_principal_plane(studio):
+def test_the_jpeg_of_the_grid_has_2000_pixels(studio):
+    with (
+        Image.open(studio[2] / "figures/latent_grid.jpg") as small,
+        Image.open(studio[2] / "figures/latent_grid.png") as large,
+    ):
+        assert small.format == "JPEG" and max(small.size) == 2000 < max(large.size)
+        gap = np.subtract(small, large.resize(small.size), dtype=float)
+        assert np.abs(gap).mean() < 4
+
+
+def test_the_plane_follows_codes_that_are_not_like_the_prior(copy, run):
+    """As with a low KL_WEIGHT: the same models, but for a shift and scale of z."""
+    folder = copy(2)
+    before = crop_tiles_of_a_run(folder, run)
+    shift, scale = np.array([4.8, -2.0], np.float32), np.array([3.4, 0.5], np.float32)
+    encoder, decoder = load(folder, "encoder"), load(folder, "decoder")
+    z_mean, z_log_var = encoder.outputs
+    moved = keras.layers.Rescaling(scale, shift)(z_mean)
+    keras.Model(encoder.input, [moved, z_log_var], name=encoder.name).save(
+        folder / "model/encoder.keras"
+    )
+    z = keras.Input((2,))
+    x = decoder(keras.layers.Rescaling(1 / scale, -shift / scale)(z))
+    keras.Model(z, x, name=decoder.name).save(folder / "model/decoder.keras")
+    after = crop_tiles_of_a_run(folder, run)
+    assert np.abs(before - after).max() <= 2
+    data = read_page(folder)
+    codes = encode(folder)
+    for axis in range(2):
+        low, high = data["bounds"][axis]
+        inside = (low <= codes[:, axis]) & (codes[:, axis] <= high)
+        assert inside.mean() > 0.98 and high - low < 1.6 * np.ptp(codes[:, axis])
+    walk = np.array(data["walk"])
+    assert np.abs((walk - codes.mean(axis=0)) / codes.std(axis=0)).max() < 3
+
+
+def crop_tiles_of_a_run(folder, run):
+    assert run(folder, GRID_SIZE=3)[0] == 0
+    return crop_tiles(folder / "figures/latent_grid.png", 3, 3, 128)
+
+
+def read_page(folder):
+    """Return the JSON of the page, which holds no NaN."""
+
+    def refuse(text):
+        raise AssertionError(text)
+
+    text = (folder / "figures/latent_space.html").read_text(encoding="utf-8")
+    text = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_grid_of_three_latents_is_the_slice_of_the_first_two(studio):
     tiles = crop_tiles(studio[3] / "figures/latent_grid.png", 15, 15, 128)
-    center, axes = principal_plane(encode(studio[3]))
+    codes = training_codes(studio[3])
     for row, column in ((0, 0), (0, 14), (7, 7), (14, 0), (14, 14)):
-        code = center + PPF[column] * axes[0] + PPF[14 - row] * axes[1]
+        code = codes.mean(axis=0)
+        code[0] += PPF[column] * codes[:, 0].std()
+        code[1] += PPF[14 - row] * codes[:, 1].std()
         wanted = decode(studio[3], code[None])[0]
         assert np.abs(tiles[row, column, ::4, ::4] - wanted).max() <= 2
+    page = (studio[3] / "figures/latent_space.html").read_text(encoding="utf-8")
+    assert "A slice: z[2] stays at the mean of its codes." in page
 
 
-def test_grid_decodes_each_ppf_code_once_in_batches(plot, studio, tmp_path):
+def test_grid_of_an_older_model_is_the_principal_plane(copy, run):
+    folder = copy(3)
+    change_summary(folder, kl_weights=None)
+    code, output, _ = run(folder)
+    assert code == 0 and "along the principal axes of the codes, as" in output
+    tiles = crop_tiles(folder / "figures/latent_grid.png", 15, 15, 128)
+    center, axes = principal_plane(training_codes(folder))
+    for row, column in ((0, 0), (0, 14), (7, 7), (14, 0), (14, 14)):
+        code = center + PPF[column] * axes[0] + PPF[14 - row] * axes[1]
+        wanted = decode(folder, code[None])[0]
+        assert np.abs(tiles[row, column, ::4, ::4] - wanted).max() <= 2
+    assert read_page(folder)["labels"][0] == "principal axis 1, in z"
+
+
+def test_grid_decodes_each_code_once_in_batches(plot, studio, tmp_path):
     decoder, calls = load(studio[2], "decoder"), []
     predict = decoder.predict_on_batch
 
@@ -220,8 +364,9 @@ def test_grid_decodes_each_ppf_code_once_in_batches(plot, studio, tmp_path):
 
     decoder.predict_on_batch = count
     positions = scipy.stats.norm.ppf(np.linspace(0.1, 0.9, 9))
-    plane = plot.Plane(None, np.ones(2))
-    plot.plot_grid(tmp_path / "grid.png", decoder, plane, positions)
+    plane = plot.make_prior_plane(np.ones(2), True)
+    files = tmp_path / "grid.png", tmp_path / "grid.jpg"
+    plot.plot_grid(*files, decoder, plane, positions, positions)
     assert len(calls) == 9 * 2  # a row is a batch of 8 and one of the rest
     codes = np.concatenate(calls).reshape(9, 9, 2)
     assert (
@@ -232,12 +377,50 @@ def test_grid_decodes_each_ppf_code_once_in_batches(plot, studio, tmp_path):
     np.testing.assert_allclose(codes[4, 4], 0, atol=1e-6)
 
 
+def test_titles_are_whole_in_a_small_grid(plot, studio, tmp_path):
+    """Text of any length leaves the tiles and the edge alone."""
+    decoder = load(studio[2], "decoder")
+    plane = plot.make_prior_plane(np.ones(2), True)
+    plane.labels = ["principal axis 1, a long title", "principal axis 2, in z, long"]
+    plane.note = "A slice: z[2] to z[1023] stay at the mean of their codes"
+    for size in (2, 3):
+        ends = np.linspace(-12345.678, 3, size)
+        files = tmp_path / "grid.png", tmp_path / "grid.jpg"
+        plot.plot_grid(*files, decoder, plane, ends, ends)
+        picture = np.asarray(Image.open(files[0]).convert("L"))
+        left = picture.shape[1] - 32 - size * 128
+        bottom = 32 + size * 128
+        margins = picture.copy()
+        margins[32:bottom, left : left + size * 128] = 255
+        assert (margins[:32] == 255).all() and (margins[:, :4] == 255).all()
+        assert (margins[-4:] == 255).all() and (margins[:, -4:] == 255).all()
+        # The title of y: a column of ink that goes through half of the height or more,
+        # beside the numbers, with white between them.
+        ink = (margins[:bottom, :left] < 128).any(axis=0)
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], ink, [0]]).astype(int)))
+        gaps = np.diff(edges)[1::2]
+        assert gaps.max() >= 8
+        end = edges[1 + 2 * gaps.argmax()]
+        title = (margins[:bottom, :end] < 128).any(axis=1)
+        assert np.ptp(np.flatnonzero(title)) > 0.5 * size * 128
+
+
+def test_numbers_have_a_real_minus_and_tell_tiles_apart(plot):
+    assert plot.format_numbers([-1.5, -0.001, 2]) == ["−1.50", "0.00", "2.00"]
+    assert plot.format_numbers([0.1, 0.1004]) == ["0.10000", "0.10040"]
+    assert plot.format_numbers([-12345.678, 3]) == ["−12346", "3"]
+    font = plot.load_font(40)
+    assert bytes(font.getmask("−")) != bytes(font.getmask("\u0378"))  # no such sign
+
+
 def test_grey_pictures_of_any_size(plot, tmp_path):
     z = keras.Input((2,))
     x = keras.layers.Dense(28 * 28, activation="sigmoid")(z)
     decoder = keras.Model(z, keras.layers.Reshape((28, 28, 1))(x))
-    plane = plot.Plane(None, np.ones(2))
-    plot.plot_grid(tmp_path / "grid.png", decoder, plane, np.array([-1.0, 1.0]))
+    plane = plot.make_prior_plane(np.ones(2), True)
+    ends = np.array([-1.0, 1.0])
+    files = tmp_path / "grid.png", tmp_path / "grid.jpg"
+    plot.plot_grid(*files, decoder, plane, ends, ends)
     tiles = crop_tiles(tmp_path / "grid.png", 2, 2, 112)
     codes = np.array([[-1, 1], [1, 1], [-1, -1], [1, -1]], np.float32)
     wanted = np.rint(np.asarray(decoder(codes)) * 255).reshape(2, 2, 28, 28, 1)
@@ -248,31 +431,49 @@ def test_grey_pictures_of_any_size(plot, tmp_path):
 
 def test_signs_of_the_axes_are_fixed(plot):
     codes = np.random.default_rng(0).normal(size=(500, 4)) * [1, 3, 0.5, 2] + 1
-    plane = plot.Plane(codes, np.ones(4))
-    other = plot.Plane(codes[::-1], np.ones(4))
+    plane = plot.make_principal_plane(codes)
+    other = plot.make_principal_plane(codes[::-1])
     np.testing.assert_allclose(plane.axes, other.axes, atol=1e-9)
     assert plane.axes[0].argmax() == 1 and plane.axes[1].argmax() == 3
-    positions = np.array([[0, 0], [1, -2]])
-    np.testing.assert_allclose(plane.project(plane.locate(positions)), positions)
-    np.testing.assert_allclose(plane.project(codes).std(axis=0), 1)
+    places = np.array([[0, 0], [1, -2]])
+    found = plane.project(plane.locate(places))
+    np.testing.assert_allclose(found, places, atol=1e-12)
+    spread = plane.project(codes).std(axis=0)
+    np.testing.assert_allclose(spread, plane.spread)
 
 
-def test_traversals_are_ordered_by_kl(studio):
+def test_places_of_the_usual_plane_are_z(plot):
+    codes = np.random.default_rng(0).normal(size=(500, 4)) * [1, 3, 0.5, 2] + 1
+    plane = plot.make_latent_plane(codes)
+    np.testing.assert_allclose(plane.project(codes), codes[:, :2])
+    code = plane.locate(np.array([3.0, -7.0]))
+    np.testing.assert_allclose(code[:2], [3, -7])
+    np.testing.assert_allclose(code[2:], codes.mean(axis=0)[2:])
+    np.testing.assert_allclose(plane.middle, codes.mean(axis=0)[:2])
+    np.testing.assert_allclose(plane.spread, codes.std(axis=0)[:2])
+
+
+def test_traversals_are_ordered_by_kl_and_follow_the_codes(studio):
     summary = json.loads((studio[3] / "model/summary.json").read_text())
     order = np.argsort(summary["figures"]["kl_per_latent"])[::-1]
     tiles = crop_tiles(studio[3] / "figures/traversals.png", 3, 11, 128)
+    codes = training_codes(studio[3])
     for row, latent in enumerate(order):
-        codes = np.zeros((11, 3))
-        codes[:, latent] = np.arange(-5, 6) / 2
-        wanted = decode(studio[3], codes)
+        shown = np.tile(codes.mean(axis=0), (11, 1))
+        shown[:, latent] += np.arange(-5, 6) / 2 * codes[:, latent].std()
+        wanted = decode(studio[3], shown)
         assert np.abs(tiles[row, :, ::4, ::4] - wanted).max() <= 1
+
+
+NO_CODES = np.empty((0, 3), np.float32)
 
 
 def test_traversals_put_the_largest_kl_on_top_whatever_its_number(
     plot, studio, tmp_path
 ):
     decoder = load(studio[3], "decoder")
-    plot.plot_traversals(tmp_path / "t.png", decoder, np.array([1.0, 3.0, 2.0]))
+    kl = np.array([1.0, 3.0, 2.0])
+    plot.plot_traversals(tmp_path / "t.png", decoder, NO_CODES, kl)
     tiles = crop_tiles(tmp_path / "t.png", 3, 11, 128)
     for row, latent in enumerate((1, 2, 0)):
         wanted = decode(studio[3], 2.5 * np.eye(3)[[latent]])[0]
@@ -282,9 +483,12 @@ def test_traversals_put_the_largest_kl_on_top_whatever_its_number(
 def test_traversals_mark_what_carries_nothing(plot, studio, tmp_path):
     decoder, margins = load(studio[3], "decoder"), []
     for nats in (0.03, 0.02, 0.001, np.nan):
-        plot.plot_traversals(tmp_path / "t.png", decoder, np.array([1, 2, nats]))
+        kl = np.array([1, 2, nats])
+        plot.plot_traversals(tmp_path / "t.png", decoder, NO_CODES, kl)
         picture = np.asarray(Image.open(tmp_path / "t.png").convert("L"))
-        margins.append((picture[32:-128, :224] < 128).reshape(3, 128, -1).sum((1, 2)))
+        left = picture.shape[1] - 32 - 11 * 128
+        dark = picture[32 : 32 + 3 * 128, :left] < 128
+        margins.append(dark.reshape(3, 128, -1).sum((1, 2)))
     marked = margins[2] - margins[1]
     assert marked[2] > 100 and (marked[:2] == 0).all()
     assert abs(margins[1] - margins[0]).max() < 100  # only a digit
@@ -301,24 +505,33 @@ def test_a_walk_has_visibly_equal_steps(plot):
     assert len(walk) == 40 and steps.max() < 25  # of 255; equal in z: 90
 
 
-def test_loop_is_smooth_and_round(studio):
+def test_loop_is_smooth_and_goes_where_the_codes_are(studio):
     frames = read_gif(studio[2] / "figures/morph.gif")
     assert len(frames) == 120
     check_steps(frames)
-    turn = np.linspace(0, 2 * np.pi, 12, endpoint=False)
-    codes = np.stack([np.cos(turn), np.sin(turn)], axis=1) * np.sqrt(np.log(4))
-    assert nearest(frames, decode(studio[2], codes)).max() < 6
+    walk = np.array(read_page(studio[2])["walk"])
+    assert nearest(frames, decode(studio[2], walk[::10])).max() < 6
+    codes = training_codes(studio[2])
+    points = (walk - codes.mean(axis=0)) / codes.std(axis=0)
+    turns = np.unwrap(np.arctan2(points[:, 1], points[:, 0]))
+    assert abs(turns[-1] - turns[0]) > 5  # once round the middle
+    others = (codes - codes.mean(axis=0)) / codes.std(axis=0)
+    gaps = np.linalg.norm(others[None] - points[:, None], axis=2)
+    tenth = np.sort(gaps, axis=1)[:, 9]
+    assert tenth[0] < 1.2 * tenth.min()  # it opens where there are many
 
 
-def test_columns_are_walked_down_and_up(plot, copy, run):
-    folder = copy(2)
-    stops = plot.choose_stops("columns", np.array([-1.0, 0.0, 1.0]))
-    turns = [[-1, 1], [-1, -1], [0, -1], [0, 1], [1, 1], [1, -1]]
-    assert stops.tolist() == turns
-    assert run(folder, MORPH_PATH="columns", GRID_SIZE=9)[0] == 0
-    frames = read_gif(folder / "figures/morph.gif")
-    assert len(frames) == 81
-    check_steps(frames)
+def test_the_loop_follows_the_distance_of_the_codes(plot):
+    turn = np.random.default_rng(0).uniform(-np.pi, np.pi, 4000)
+    radius = np.where(np.cos(turn) > 0, 2.0, 0.5)
+    codes = np.stack([radius * np.cos(turn), radius * np.sin(turn)], axis=1)
+    plane = plot.make_prior_plane(np.ones(2), True)
+    loop = plot.choose_loop(plane, codes)
+    distances = np.linalg.norm(loop, axis=1)
+    assert distances[0] == pytest.approx(2, abs=0.01)
+    assert distances[180] == pytest.approx(0.5, abs=0.01)
+    loop = plot.choose_loop(plane, codes[:0])
+    assert np.allclose(np.linalg.norm(loop, axis=1), np.sqrt(np.log(4)))
 
 
 def test_files_are_morphed_into_each_other(plot, copy, run, monkeypatch):
@@ -346,60 +559,165 @@ def test_noise_stays_below_the_limits(plot, tmp_path):
     codes = np.random.default_rng(0).normal(size=(200, 2))
     plot.write_morph(tmp_path / "morph.gif", decoder, codes)
     assert 2e6 < (tmp_path / "morph.gif").stat().st_size < 5e6
-    page, plane = tmp_path / "page.html", plot.Plane(None, np.ones(2))
-    plot.write_explorer(
-        page, decoder, plane, PPF[[0, -1]], codes, np.ones((200, 4)), codes
-    )
-    assert 2e6 < page.stat().st_size < 6e6
+    page = tmp_path / "page.html"
+    plane = plot.make_prior_plane(np.ones(2), True)
+    data = {"model": "12345678", "latents": 2, "trained": ""}
+    plot.write_explorer(page, decoder, plane, codes, data)
+    assert 2e6 < page.stat().st_size < 5.5e6
 
 
-def test_values_of_every_source(plot, tmp_path):
-    files = ["a/1.jpg", "a/1.jpg", "b/2.jpg", "b/2.jpg"]
-    index = [
-        {"file": file, "mirrored": str(number % 2)} for number, file in enumerate(files)
-    ]
-    text = "file,people,shift\na/1.jpg,1,0.25\nb/2.jpg,2,-0.5\n"
-    (tmp_path / "factors.csv").write_text(text)
-    values = plot.read_values(tmp_path, index)
-    assert values == {
-        "folder": ["a", "a", "b", "b"],
-        "people": ["1", "1", "2", "2"],
-        "shift": ["0.25", "-0.25", "-0.5", "0.5"],
+def test_tiles_of_the_page_are_near_to_the_pictures(studio):
+    data = read_page(studio[2])
+    count = data["count"]
+    assert len(data["tiles"]) == count**2
+    columns = np.linspace(*data["bounds"][0], count)
+    rows = np.linspace(*data["bounds"][1], count)[::-1]
+    for row, column in ((0, 0), (5, 20), (count // 2, count // 2), (count - 1, 3)):
+        file = base64.b64decode(data["tiles"][row * count + column])
+        tile = np.asarray(Image.open(io.BytesIO(file)), float)
+        wanted = decode(studio[2], [[columns[column], rows[row]]])[0]
+        assert tile.shape == wanted.shape
+        assert np.square(tile - wanted).mean() < 255**2 / 10**3.8  # 38 dB
+
+
+def test_large_smooth_pictures_become_small_tiles(plot):
+    """As those of the decoder at 256 pixels, whose last doubling is bilinear."""
+    noise = np.random.default_rng(0).uniform(0, 256, (24, 32, 32, 3))
+    images = []
+    for image in noise.astype(np.uint8):
+        images.append(np.asarray(Image.fromarray(image).resize((256, 256), 2)))
+    images = np.stack(images)
+    side, quality = plot.choose_tiles(images, 625)
+    assert side < 256
+    size = sum(len(plot.make_jpeg(image, side, quality)) for image in images)
+    assert size / 24 * 625 * 4 / 3 < 4.5e6
+    assert plot.choose_tiles(images[:, :28, :28], 625) == (28, 95)
+
+
+def test_a_column_is_chosen_that_groups_the_images(plot, monkeypatch, capsys):
+    monkeypatch.setattr(plot, "COLOR_BY", None)
+    index = []
+    for row in range(40):
+        known = {"row": row, "file": f"{row // 2}.jpg", "mirrored": row % 2}
+        known |= {"left": row % 3, "images_id": "0", "keyword": "pose"}
+        known |= {"label": "", "pose": f"{row / 7}", "people": f"{row % 3}"}
+        index.append({name: str(value) for name, value in known.items()})
+    assert plot.choose_column(index) == "people"
+    for row in index:
+        row["keyword"] = row["people"]
+    assert plot.choose_column(index) == "keyword"
+    assert capsys.readouterr().out == ""
+    for row in index:
+        del row["people"], row["keyword"]
+    assert plot.choose_column(index) == ""
+    assert "none of ['label', 'pose']" in capsys.readouterr().out
+    for row in index:
+        del row["pose"], row["label"]
+    assert plot.choose_column(index) == ""
+    assert "Run preprocess.py again" in capsys.readouterr().out
+    monkeypatch.setattr(plot, "COLOR_BY", "left")
+    with pytest.raises(SystemExit, match="COLOR_BY = 'left': expected None or one of"):
+        plot.choose_column(index)
+
+
+def paint(plot, values):
+    index = [{"row": "0", "file": "a", "kind": value} for value in values]
+    plot.COLOR_BY = "kind"
+    try:
+        return plot.choose_colors(index, np.arange(len(values)))
+    finally:
+        plot.COLOR_BY = None
+
+
+def test_numbers_are_sorted_by_value_and_names_by_letter(plot):
+    found = paint(plot, ["10", "9", "10", "8", ""])
+    assert found.kind == "names"
+    assert [text for text, _ in found.legend] == ["8", "9", "10", "unknown"]
+    assert found.colors == [
+        found.legend[2][1], found.legend[1][1], found.legend[2][1],
+        found.legend[0][1], found.legend[3][1],
+    ]  # fmt: skip
+    assert found.values == ["10", "9", "10", "8", ""]
+
+
+def test_many_numbers_are_a_scale_by_value(plot):
+    values = [str(number) for number in [*range(99), 1000]]
+    found = paint(plot, [*values, ""])
+    assert found.kind == "numbers" and (found.low, found.high) == (0, 1000)
+    assert found.legend[0][0] == "0" and found.legend[-1][0] == "1000"
+    assert found.colors[0] == found.legend[0][1] == "#440154"
+    assert found.colors[99] == found.legend[-1][1] == "#fde725"
+    assert found.colors[98] != found.colors[99]
+    near = [int(found.colors[98][i : i + 2], 16) for i in (1, 3, 5)]
+    assert np.abs(np.subtract(near, [0x44, 0x01, 0x54])).max() < 40  # 98 of 1000
+    assert found.colors[100] == plot.UNKNOWN_COLOR
+
+
+def test_more_than_ten_names_are_nine_and_others(plot):
+    names = [letter for letter in "abcdefghijklm" for _ in range(3)] + ["m", "l"]
+    found = paint(plot, names)
+    texts = [text for text, _ in found.legend]
+    assert len(texts) == 10 and texts[-1] == "others (4)"
+    assert {"m", "l"} <= set(texts)
+    assert len({color for _, color in found.legend}) == 10
+    names = [str(number % 10) for number in range(50)]
+    assert len(paint(plot, names).legend) == 10  # ten need no others
+
+
+def test_names_are_shortened_in_the_middle(plot):
+    assert plot.shorten("a" * 100 + "b" * 100, 24) == "a" * 11 + "…" + "b" * 12
+    assert plot.shorten("short", 24) == "short"
+
+
+def simulate(colors, cones):
+    """Return CIE Lab of colours as eyes without one kind of cones see them.
+
+    The matrices are those of Machado, Oliveira and Fernandes (2009) for severity 1.
+    """
+    matrices = {
+        "all": np.eye(3),
+        "protan": [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ],
+        "deutan": [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.011820, 0.042940, 0.968881],
+        ],
+        "tritan": [
+            [1.255528, -0.076749, -0.178779],
+            [-0.078411, 0.930809, 0.147602],
+            [0.004733, 0.691367, 0.303900],
+        ],
     }
-    (tmp_path / "factors.csv").unlink()
-    lines = [
-        '{"file": "a/1.jpg", "keyword": "pose"}',
-        '{"file": "b/2.jpg", "keyword": "gym"}',
-    ]
-    (tmp_path / "manifest.jsonl").write_text("\n".join(lines) + "\n")
-    values = plot.read_values(tmp_path, index)
-    assert list(values) == ["keyword", "folder"]
-    assert values["keyword"] == ["pose", "pose", "gym", "gym"]
-    y_train, y_test = np.array([3, 4, 5]), np.array([[7], [8]])
-    np.savez(tmp_path / "digits.npz", y_train=y_train, y_test=y_test)
-    files = ["x_train[2]", "x_test[0]", "x_train[0]"]
-    index = [{"file": file, "mirrored": "0"} for file in files]
-    values = plot.read_values(tmp_path / "digits.npz", index)
-    assert values == {"label": ["5", "7", "3"]}
+    rgb = np.array([matplotlib.colors.to_rgb(color) for color in colors])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(linear @ np.transpose(matrices[cones]), 0, 1)
+    xyz = linear @ np.transpose(
+        [
+            [0.4124564, 0.3575761, 0.1804375],
+            [0.2126729, 0.7151522, 0.0721750],
+            [0.0193339, 0.1191920, 0.9503041],
+        ]
+    )
+    xyz /= [0.95047, 1, 1.08883]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    lab = [116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])]
+    return np.stack(lab, axis=1)
 
 
-def test_a_damaged_manifest_costs_the_colours_only(copy, run):
-    folder = copy(2)
-    (folder / "data/raw/manifest.jsonl").write_text('{"file": "000001.jp')
-    code, output, _ = run(folder, GRID_SIZE=2)
-    assert code == 0 and "coloured by nothing" in output
-    assert f"Left out the colours: {folder / 'data/raw'} (RAW_DIR): " in output
-    assert {path.name for path in (folder / "figures").iterdir()} == FIGURES
+@pytest.mark.parametrize("cones", ["all", "protan", "deutan", "tritan"])
+def test_colour_blind_people_tell_the_colours_apart(plot, cones):
+    def smallest(colors):
+        lab = simulate(colors, cones)
+        gaps = np.linalg.norm(lab[:, None] - lab, axis=2)
+        return (gaps + 1000 * np.eye(len(colors))).min()
 
-
-def test_colours_follow_the_values(plot):
-    colors, legend = plot.paint(["10", "9", "10", "8"])
-    assert list(legend) == ["8", "9", "10"]  # as numbers, not as words
-    np.testing.assert_array_equal(colors[0], colors[2])
-    np.testing.assert_array_equal(colors[3], legend["8"])
-    colors, legend = plot.paint([str(number / 7) for number in range(100)])
-    assert len(np.unique(colors, axis=0)) == 100 and len(legend) == 10
-    np.testing.assert_array_equal(colors[-1], list(legend.values())[-1])
+    assert smallest(plot.COLORS) > 22
+    if cones in ("protan", "deutan"):
+        assert smallest(matplotlib.color_sequences["tab10"]) < 10
 
 
 def test_map_changes_with_the_colours(copy, run):
@@ -409,178 +727,119 @@ def test_map_changes_with_the_colours(copy, run):
         code, output, _ = run(folder, COLOR_BY=name, GRID_SIZE=2)
         assert code == 0 and f"coloured by {name}," in output
         picture = Image.open(folder / "figures/latent_map.png").convert("RGB")
-        pictures.append(np.asarray(picture)[100:-100, 100:1100].astype(int))
+        pictures.append(np.asarray(picture)[100:1000, 150:1100].astype(int))
     colourful = [np.ptp(picture, axis=2) > 60 for picture in pictures]
     assert min(map(np.count_nonzero, colourful)) > 400
     assert (np.abs(pictures[0] - pictures[1]).max(axis=2) > 60).sum() > 300
 
 
-def test_the_map_knows_which_rows_were_held_out(plot, copy, run, monkeypatch):
-    folder, seen = copy(2), []
-    monkeypatch.setattr(plot, "plot_map", lambda *values: seen.append(values) or "")
-    run(folder)  # ends where the map would be written
-    held_out = seen[0][4]
+def test_the_map_knows_which_rows_were_held_out(copy, run):
+    folder = copy(2)
+    assert run(folder, GRID_SIZE=2)[0] == 0
     settings = json.loads((folder / "model/summary.json").read_text())["settings"]
-    assert held_out.tolist() == [row >= settings["num_train"] for row in range(120)]
+    held_out = [dot[4] for dot in read_page(folder)["dots"]]
+    assert held_out == [int(row >= settings["num_train"]) for row in range(120)]
 
 
-@pytest.mark.parametrize("latent_dim", [2, 3])
-def test_without_the_array(copy, run, latent_dim):
+@pytest.mark.parametrize("kind", ["names", "numbers", "grey"])
+def test_no_legend_squeezes_the_map_or_is_cut_off(plot, studio, tmp_path, kind):
+    """The axes have the same size below any legend, and the edge is white."""
+    names = [f"{'W' * 20} {number} {'M' * 20}" for number in range(40)]
+    if kind == "numbers":
+        names = [str(number) for number in range(40)]
+    found = plot.Paint("", [""] * 40)
+    if kind != "grey":
+        found = paint(plot, names)
+    plane = plot.make_prior_plane(np.ones(2), True)
+    places = np.stack([np.linspace(-3, 3, 40)] * 2, axis=1)
+    path = tmp_path / "map.png"
+    held_out = np.arange(40) >= 30
+    plot.plot_map(path, plane, PPF, PPF, places, held_out, found, "decoder_1")
+    picture = np.asarray(Image.open(path).convert("L"))
+    sides = (picture[:20], picture[-20:], picture[:, :20].T, picture[:, -20:].T)
+    for side in sides:
+        assert (side == 255).all()
+    # The frame of the axes: the longest lines of ink, 0.8 of 9 inches at 150 dpi.
+    # 90 of 255 and darker, as the grey lines of the prior are not.
+    dark = picture < 90
+    rows = np.flatnonzero(dark.sum(axis=1) > 1000)
+    columns = np.flatnonzero(dark.sum(axis=0) > 1000)
+    assert abs(np.ptp(rows) - 1080) < 4
+    assert abs(np.ptp(columns[columns < rows.min() + 1250]) - 1080) < 40
+    assert rows.min() < 120 and len(picture) - rows.max() < 420  # no empty band
+    assert (picture[rows.max() + 60 :] < 128).sum() > 500  # a legend is below
+
+
+def test_only_held_out_points_are_rings(plot, tmp_path):
+    plane = plot.make_prior_plane(np.ones(2), True)
+    found = paint(plot, ["one"] * 39 + ["two"])
+    found.colors = ["#ff0000"] * 40
+    places = np.stack([np.linspace(-3, 3, 40), np.full(40, -0.7)], axis=1)
+    filled = []
+    for count in (0, 20):
+        held_out = np.arange(40) >= 40 - count
+        path = tmp_path / "map.png"
+        plot.plot_map(path, plane, PPF, PPF, places, held_out, found, "decoder_1")
+        picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
+        red = (picture[..., 0] > 200) & (picture[..., 1] < 60)
+        y, x = np.nonzero(red[:1150])  # above the legend
+        assert np.ptp(x) > 700 and np.ptp(y) < 30  # a level line below the centre
+        spots, num_spots = scipy.ndimage.label(red[:1150])
+        assert num_spots == 40
+        holes = scipy.ndimage.binary_fill_holes(red[:1150]) & ~red[:1150]
+        filled.append(scipy.ndimage.label(holes)[1])
+    assert filled == [0, 20]
+
+
+@pytest.mark.parametrize("kind", ["two", "three", "older"])
+def test_without_the_array(copy, run, kind):
+    """The plane is that of the prior: of z[0] and z[1], or of the largest KL."""
+    latent_dim = 2 if kind == "two" else 3
     folder = copy(latent_dim)
     (folder / "data/images.npy").unlink()
+    first, second = 0, 1
+    if kind == "older":
+        summary = json.loads((folder / "model/summary.json").read_text())
+        kl = summary["figures"]["kl_per_latent"] = [0.1, 0.3, 0.2]
+        first, second = 1, 2
+        change_summary(folder, kl_weights=None, figures={"kl_per_latent": kl})
     code, output, _ = run(folder)
     assert code == 0 and "Left out latent_map.png: " in output
     assert str(folder / "data/images.npy") in output
+    assert "The plane is that of the prior" in output
     written = {path.name for path in (folder / "figures").iterdir()}
-    assert written == FIGURES - {"latent_map.png"}
-    summary = json.loads((folder / "model/summary.json").read_text())
-    first, second = np.argsort(summary["figures"]["kl_per_latent"])[::-1][:2]
-    if latent_dim == 2:
-        first, second = 0, 1
+    left_out = (
+        {"latent_map.png"} if latent_dim == 3 else NOT_OF_TWO | {"latent_map.png"}
+    )
+    assert written == FIGURES - left_out
     code = np.zeros((1, latent_dim))
     code[0, [first, second]] = PPF[14], PPF[0]
     tiles = crop_tiles(folder / "figures/latent_grid.png", 15, 15, 128)
     wanted = decode(folder, code)[0]
     assert np.abs(tiles[14, 14, ::4, ::4] - wanted).max() <= 1
+    assert read_page(folder)["dots"] == []
 
 
-@pytest.mark.parametrize("change", ["array", "index", "empty", "summary"])
-def test_with_a_changed_array(copy, run, change):
+def test_every_file_carries_the_id_of_its_model(studio):
+    for folder in studio.values():
+        summary = json.loads((folder / "model/summary.json").read_text())
+        name = f"decoder_{summary['model_id']}"
+        figures = folder / "figures"
+        for path in figures.glob("*.png"):
+            with Image.open(path) as picture:
+                assert picture.text["model"] == name
+        for file in ("morph.gif", "latent_grid.jpg"):
+            with Image.open(figures / file) as picture:
+                assert picture.info["comment"] == name.encode()
+        page = (figures / "latent_space.html").read_text(encoding="utf-8")
+        title = re.search("<title>(.*?)</title>", page)[1]
+        latents = summary["settings"]["LATENT_DIM"]
+        assert f"model {summary['model_id']}: {latents} latents" in title
+
+
+def test_the_page_tells_the_day_of_the_training(copy, run):
     folder = copy(2)
-    array, index = folder / "data/images.npy", folder / "data/images.csv"
-    if change == "array":
-        images = np.load(array)
-        images[0, 0, 0, 0] ^= 1
-        np.save(array, images)
-    elif change == "index":
-        text = index.read_text()
-        index.write_text(text.replace(text.split()[1][-16:], "0" * 16))
-    elif change == "empty":
-        array.write_bytes(b"")
-    else:
-        (folder / "model/summary.json").write_text('{"model_id": "00000000"}')
-    code, output, _ = run(folder, MORPH_PATH=["000001.jpg", "000002.jpg"])
-    assert code == 0 and "Left out latent_map.png and morph.gif: " in output
-    written = {path.name for path in (folder / "figures").iterdir()}
-    assert written == FIGURES - {"latent_map.png", "morph.gif"}
-
-
-def test_another_model_is_no_pair(studio, copy, run):
-    folder = copy(3)
-    shutil.copy(studio[2] / "model/decoder.keras", folder / "model/decoder.keras")
-    code, _, message = run(folder)
-    assert code == 1 and "do not belong together" in message
-    assert "train_vae.py" in message and str(folder / "model") in message
-    assert not (folder / "figures").exists()
-
-
-def test_a_pair_of_two_trainings_is_no_pair(copy, run):
-    folder = copy(2)
-    decoder = load(folder, "decoder")
-    decoder.name = "decoder_00000000"
-    decoder.save(folder / "model/decoder.keras")
-    code, _, message = run(folder)
-    assert code == 1 and "decoder_00000000 do not belong together" in message
-
-
-def test_a_damaged_model(copy, run):
-    folder = copy(2)
-    (folder / "model/decoder.keras").write_bytes(b"of another version")
-    code, _, message = run(folder)
-    assert (
-        code == 1 and f"Keras {keras.__version__} cannot read decoder.keras" in message
-    )
-
-
-def test_an_array_of_another_size(copy, run):
-    folder = copy(2)
-    np.save(folder / "data/images.npy", np.zeros((40, 28, 28, 1), np.uint8))
-    code, _, message = run(folder)
-    assert code == 1 and "(28, 28, 1)" in message and "(32, 32, 3)" in message
-    assert "train_vae.py" in message and str(folder / "data/images.npy") in message
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"GRID_SIZE": 1}, "GRID_SIZE = 1: expected 2 to 40"),
-        ({"GRID_SIZE": 15.0}, "GRID_SIZE = 15.0: expected 2 to 40"),
-        ({"RAW_DIR": None}, "expected texts"),
-        ({"QUANTILES": 0.05}, "QUANTILES = 0.05: expected two"),
-        ({"QUANTILES": (0.9, 0.1)}, "QUANTILES = (0.9, 0.1)"),
-        ({"QUANTILES": (0, 1)}, "QUANTILES = (0, 1)"),
-        ({"MORPH_PATH": "circle"}, "MORPH_PATH = 'circle': expected"),
-        ({"MORPH_PATH": []}, "MORPH_PATH = []: expected"),
-        ({"MORPH_PATH": ["000001.jpg"]}, "MORPH_PATH = ['000001.jpg']: expected"),
-        ({"MORPH_PATH": ["000001.jpg", "no.jpg"]}, "MORPH_PATH: ['no.jpg'] not in"),
-        ({"COLOR_BY": "age"}, "COLOR_BY = 'age': "),
-    ],
-)
-def test_bad_settings(studio, run, settings, words):
-    code, _, message = run(studio[2], **settings)
-    assert code == 1 and words in message
-    assert "Edit it at the top of plot_latent.py." in message
-
-
-def test_a_figure_that_cannot_be_written_leaves_the_earlier_one(
-    copy, run, plot, monkeypatch
-):
-    def fail(path, *values):
-        path.write_bytes(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    folder = copy(2)
-    (folder / "figures").mkdir()
-    (folder / "figures/latent_grid.png").write_bytes(b"earlier")
-    monkeypatch.setattr(plot, "plot_grid", fail)
-    code, _, message = run(folder)
-    assert code == 1 and "No space left on device" in message
-    assert str(folder / "figures/latent_grid.png") in message
-    (file,) = (folder / "figures").iterdir()  # no temporary one
-    assert file.read_bytes() == b"earlier"
-
-
-def test_ctrl_c_ends_with_130_and_whole_files(copy):
-    folder = copy(2)
-    script = copy_script("plot_latent.py", folder, **SETTINGS)
-    process = subprocess.Popen(
-        [sys.executable, "-u", script.name],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    lines = iter(process.stdout.readline, "")
-    assert any(line.startswith("Drawing decoder_") for line in lines)
-    process.send_signal(signal.SIGINT)
-    _, message = process.communicate(timeout=60)
-    assert process.returncode == 130 and "run again" in message
-    assert "Traceback" not in message
-    figures = folder / "figures"
-    names = {path.name for path in figures.iterdir()} if figures.exists() else set()
-    assert names < FIGURES
-
-
-def test_no_model_ends_with_a_message_and_no_traceback(tmp_path):
-    result = run_script("plot_latent.py", tmp_path, **SETTINGS)
-    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
-    assert str(tmp_path / "model") in result.stderr
-    assert "encoder.keras" in result.stderr and "train_vae.py" in result.stderr
-    assert not (tmp_path / "figures").exists()
-
-
-def test_only_held_out_points_have_a_rim(plot, tmp_path):
-    plane, colors = plot.Plane(None, np.ones(2)), np.tile([1.0, 0, 0, 1], (40, 1))
-    points = np.stack([np.linspace(-3, 3, 40), np.full(40, -0.7)], axis=1)
-    dark = []
-    for count in (0, 20):
-        held_out = np.arange(40) >= 40 - count
-        drawn = points, held_out, colors, None, {}
-        plot.plot_map(tmp_path / "map.png", plane, PPF[[0, -1]], *drawn)
-        picture = Image.open(tmp_path / "map.png").convert("RGB")
-        dark.append((np.asarray(picture.convert("L")) < 60).sum())
-        picture = np.asarray(picture)
-        y, x = np.nonzero(np.ptp(picture, axis=2) > 150)
-        assert np.ptp(x) > 700 and np.ptp(y) < 30  # a level line below the centre
-        assert 0.55 < y.mean() / len(picture) < 0.65
-    assert dark[1] - dark[0] > 20 * 30
+    change_summary(folder, trained_at="2026-11-26T21:30:00+01:00")
+    assert run(folder, GRID_SIZE=2)[0] == 0
+    page = (folder / "figures/latent_space.html").read_text(encoding="utf-8")
+    assert "2 latents, trained on 2026-11-26</title>" in page
