@@ -742,8 +742,9 @@ def choose_column(index):
     for name in columns:
         values = {row[name] for row in index}
         values.discard("")
-        # A value for nearly every image groups none; nor does the share of its person.
-        if name != "person" and 1 < len(values) < 0.9 * num_files:
+        # A value of its own for every other image groups none, nor does the share of
+        # its person.
+        if name != "person" and 1 < len(values) < num_files / 2:
             return name
     print(f"Grey dots: none of {columns} in images.csv groups the images.")
     return ""
@@ -1428,7 +1429,8 @@ PAGE = r"""<!doctype html>
 <link rel="icon" href="data:,">
 <title>@TITLE@</title>
 <style>
-  :root { color-scheme: light dark; font: 16px/1.4 system-ui, sans-serif; }
+  :root { color-scheme: light dark; font: 16px/1.4 system-ui, sans-serif;
+    background: Canvas; color: CanvasText; }
   body { margin: 0; padding: 1rem; overflow-wrap: anywhere; }
   h1 { margin: 0 0 0.5rem; font-size: 1.2rem; line-height: 1.25; }
   header, main { margin-inline: auto; max-width: 44rem; }
@@ -1445,7 +1447,8 @@ PAGE = r"""<!doctype html>
   main { display: grid; gap: 1rem; align-items: start; }
   figure { width: min(100%, max(15rem, 65vh)); margin-inline: auto; }
   #side { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
-  #map { flex: 1 1 8.5rem; min-width: 0; max-width: 20rem; width: auto; }
+  #map { flex: 1 1 8.5rem; min-width: 0; max-width: 20rem; width: auto;
+    background: Canvas; color: CanvasText; }
   #controls { flex: 1 1 8.5rem; }
   #words { flex: 1 1 15rem; }
   @media (min-width: 40rem) and (min-aspect-ratio: 1/1) {
@@ -1458,8 +1461,8 @@ PAGE = r"""<!doctype html>
 
   figcaption { margin-top: 0.4rem; min-height: 2.8em; }
   #controls, figcaption { font-variant-numeric: tabular-nums; }
-  #controls label { display: flex; justify-content: space-between; gap: 0.5rem; }
-  #controls output { white-space: nowrap; }
+  .row { display: flex; justify-content: space-between; gap: 0.5rem; }
+  .value { white-space: nowrap; }
   input { display: block; box-sizing: border-box; width: 100%; height: 24px;
     margin: 0 0 0.5rem; }
   button { font: inherit; min-height: 2.4rem; padding: 0.3rem 1rem; }
@@ -1487,7 +1490,7 @@ PAGE = r"""<!doctype html>
   @media print {
     main { display: block; max-width: none; }
     figure { width: 12cm; margin: 0 0 0.5cm; }
-    #map { flex: none; width: 7cm; }
+    #map { flex: none; width: 7cm; background: white; color: black; }
     #controls, #help { display: none; }
   }
 </style>
@@ -1515,9 +1518,9 @@ window.onerror = () => { document.documentElement.className = ""; };
     <canvas id="map" tabindex="0" role="application" aria-label="Map of the codes"
       aria-describedby="help"></canvas>
     <div id="controls">
-      <label for="x"><span></span><output for="x" aria-live="off"></output></label>
+      <p class="row"><label for="x"></label><span class="value"></span></p>
       <input id="x" type="range" step="any">
-      <label for="y"><span></span><output for="y" aria-live="off"></output></label>
+      <p class="row"><label for="y"></label><span class="value"></span></p>
       <input id="y" type="range" step="any">
       <div id="buttons">
         <button type="button" id="play">Walk</button>
@@ -1566,8 +1569,10 @@ const brush = picture.getContext("2d");
 const pen = map.getContext("2d");
 const chart = document.createElement("canvas");  // all of the map but the place
 const sliders = [find("#x"), find("#y")];
-const values = document.querySelectorAll("output");
+const values = document.querySelectorAll(".value");
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
+const themes = [matchMedia("(prefers-color-scheme: dark)"),
+  matchMedia("(forced-colors: active)"), matchMedia("print")];
 const tiles = [];
 
 // A place is [x, y] in the plane. A spot is [across, down] in parts of a canvas.
@@ -1806,10 +1811,8 @@ function describeNearest() {  // the values of the nearest three dots
 function tell() {  // when the reader stops: to screen readers, and into the address
   const text = here.map(write).join(",");
   if (text === told) return;
-  const first = told === "";
   told = text;
   picture.ariaLabel = "Decoded picture at " + here.map(show).join(", ");
-  if (first) return;  // the page has only opened
   find("#said").textContent = find("#place").textContent;
   try {
     history.replaceState(null, "", "#" + text);  // no entry in the history
@@ -2006,11 +2009,13 @@ function loadTiles() {
 function start() {
   const place = readAddress() || walk[0];
   here = goal = chosen = place.map(clip);
+  told = here.map(write).join(",");  // nobody has gone anywhere yet
+  picture.ariaLabel = "Decoded picture at " + here.map(show).join(", ");
   loadTiles();
   picture.width = picture.height = data.side;
   sliders.forEach((slider, axis) => {
     [slider.min, slider.max] = bounds[axis];
-    find(`label[for=${slider.id}] span`).textContent = data.labels[axis];
+    find(`label[for=${slider.id}]`).textContent = data.labels[axis];
     slider.oninput = () => {
       const value = Number(slider.value);
       choose(axis === 0 ? [value, goal[1]] : [goal[0], value]);
@@ -2029,10 +2034,8 @@ function start() {
     const place = readAddress();
     if (place !== null) choose(place);
   };
-  // The map's colours are the theme's, its pixels the screen's.
-  for (const query of ["(prefers-color-scheme: dark)", "(forced-colors: active)"]) {
-    matchMedia(query).onchange = ask;
-  }
+  // The map's colours are those of the theme or of paper, its pixels the screen's.
+  for (const query of themes) query.onchange = drawMap;
   document.documentElement.className = "ready";
   new ResizeObserver(ask).observe(map);
   ask();
