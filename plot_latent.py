@@ -124,7 +124,7 @@ def load_models(folder):
         encoder = load_model(folder / "encoder.keras")
         decoder = load_model(folder / "decoder.keras")
         check_pair(encoder, decoder)
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:  # not every model has shapes
         remedy = "Run train_vae.py first."
         sys.exit(f"Cannot use {folder} (MODEL_DIR): {error}. {remedy}")
     return encoder, decoder
@@ -157,9 +157,7 @@ def told_writer(path):
     try:
         with zipfile.ZipFile(path) as archive:
             version = json.loads(archive.read("metadata.json"))["keras_version"]
-    except (
-        Exception
-    ):  # a damaged file raises nearly anything, and is named by load_model
+    except Exception:  # a damaged file raises nearly anything: load_model() names it
         return ""
     return f", written by Keras {version}"
 
@@ -178,6 +176,8 @@ def check_pair(encoder, decoder):
     expected = [decoder.output_shape, decoder.input_shape, decoder.input_shape]
     if encoder_id != decoder_id or shapes != expected:
         raise ValueError(f"{encoder.name} and {decoder.name} do not belong together")
+    if len(decoder.output_shape) != 4:
+        raise ValueError(f"pictures have the shape {decoder.output_shape[1:]}")
     _, height, width, channels = decoder.output_shape
     if height != width or channels not in (1, 3):
         size = f"{height} x {width} x {channels}"
@@ -203,7 +203,7 @@ def read_summary(path, model_id, latent_dim):
         elif summary.get("model_id") != model_id:
             reason = f"it is not of the model {model_id}"
     except (OSError, ValueError, RecursionError) as error:
-        reason = str(error)
+        reason = tell(error)
     if reason:
         print(f"Without {path}: {reason}. Run train_vae.py again.")
         summary = {}
@@ -221,9 +221,8 @@ def read_summary(path, model_id, latent_dim):
         num_train = None
     # Trainings that give the latents weights of their own keep the map in the first
     # two. In older ones, all latents had the same weight, and none was the first.
-    staged = latent_dim == 2 or is_list_of_numbers(
-        summary.get("kl_weights"), latent_dim
-    )
+    kl_weights = summary.get("kl_weights")
+    staged = latent_dim == 2 or is_list_of_numbers(kl_weights, latent_dim)
     return {
         "images_id": settings.get("images_id"),
         "num_train": num_train,
@@ -238,6 +237,24 @@ def is_list_of_numbers(value, length):
     if type(value) is not list or len(value) != length:
         return False
     return all(is_number(number, -math.inf) for number in value)
+
+
+def open_data(shape, summary):
+    """Open the array of the training and read its index.
+
+    Returns:
+        images, uint8 (N, *shape), and N dicts of texts. There are no rows where they
+        cannot be used, which is said.
+    """
+    # The index of a link to an array stands beside the link: only the folder is
+    # resolved.
+    path = Path(INPUT_FILE).parent.resolve() / Path(INPUT_FILE).name
+    images = open_images(path, shape, summary)
+    index = []
+    if len(images) > 0:
+        index_file = path.with_name("images.csv")
+        index = read_index(index_file, len(images), summary["images_id"])
+    return images, index
 
 
 def open_images(path, shape, summary):
@@ -305,10 +322,12 @@ def choose_rows(num_rows, num_train):
 
 
 def encode(encoder, images, rows):
-    """Return z_mean, float32 (len(rows), L), of rows of images, uint8 (N, H, W, C)."""
+    """Return z_mean, float32 (len(rows), L), of rows of images, mapped into memory."""
     codes = np.empty((len(rows), encoder.output_shape[0][1]), np.float32)
     for start in range(0, len(rows), 8):
-        batch = images[rows[start : start + 8]] / np.float32(255)
+        # Mapped anew for each batch: what was read before no longer takes up memory.
+        mapped = np.load(images.filename, mmap_mode="r")
+        batch = mapped[rows[start : start + 8]] / np.float32(255)
         codes[start : start + 8] = encoder.predict_on_batch(batch)[0]
     if not np.isfinite(codes).all():
         sys.exit("The model is not finite: codes are NaN or inf. Run train_vae.py.")
@@ -379,6 +398,7 @@ def choose_plane(codes, summary):
             "trained before z[0] and z[1] became the map. Run train_vae.py for that."
         )
     for axis in range(2):
+        # A latent that tells nothing has such codes, and any scale shows as much of it.
         if plane.spread[axis] < 1e-4:
             label = plane.labels[axis]
             print(f"All codes are the same along {label}: drawn in the prior's scale.")
@@ -438,6 +458,8 @@ def make_prior_plane(kl, staged):
 
 def place_tiles(plane):
     """Return the x and the y of the grid's columns and rows, (GRID_SIZE,), rising."""
+    # ndtri is the inverse of the normal distribution: each tile stands for an equal
+    # share of it.
     deviations = scipy.special.ndtri(np.linspace(*QUANTILES, GRID_SIZE))
     columns = plane.middle[0] + plane.spread[0] * deviations
     rows = plane.middle[1] + plane.spread[1] * deviations
@@ -519,6 +541,7 @@ def follow(decoder, stops, num_frames):
             latents.append(np.interp(mile, miles, latent))
         return np.stack(latents, axis=1)
 
+    # Pictures change fast between groups of codes, and hardly within them.
     tried = np.linspace(0, miles[-1], 2 * num_frames + 1)
     images = decode(decoder, at(tried))
     seen = [0.0]
@@ -592,6 +615,7 @@ def plot_grid(path, small_path, decoder, plane, columns, rows):
     sheet = draw_tiles(decoder, codes, texts, side_texts, plane.labels, plane.note)
     save_png(path, sheet, decoder)
     sheet.thumbnail((2000, 2000), Image.Resampling.LANCZOS)
+    # Without subsampling, as red and blue edges would be blurred.
     with replacing(small_path) as temporary:
         comment = decoder.name.encode()
         sheet.save(temporary, "JPEG", quality=90, subsampling=0, comment=comment)
@@ -607,7 +631,7 @@ def draw_tiles(decoder, codes, column_texts, row_texts, labels, note):
         note: a sentence for below, or "".
     """
     side = decoder.output_shape[1]
-    tile = side * max(1, round(120 / side))
+    tile = side * max(1, round(120 / side))  # a whole number of times: sharp pixels
     gap = tile // 12
     font = fit_font(column_texts, 0.9 * tile, 0.17 * tile)
     line = round(1.2 * font.size)
@@ -812,7 +836,10 @@ def to_numbers(texts):
 
 def paint_numbers(paint, numbers):
     """Colour dots by value, on a scale."""
-    known = [number for number in numbers if number is not None]
+    known = []
+    for number in numbers:
+        if number is not None:
+            known.append(number)
     paint.kind = "numbers"
     paint.low = min(known)
     paint.high = max(known)
@@ -1000,6 +1027,7 @@ def plot_traversals(path, decoder, codes, kl):
         label = "deviations of the codes from their mean, where the other latents stay"
     values = np.linspace(-2.5, 2.5, 11)
     order = np.argsort(-kl, kind="stable")[:64]
+    # A line of pictures for each latent, all at the mean but for this latent.
     shown = np.tile(mean, (len(order), len(values), 1))
     row_texts = []
     for row, latent in enumerate(order):
@@ -1031,6 +1059,7 @@ def write_morph(path, decoder, walk):
     images = decode(decoder, walk)
     side = images.shape[1] * max(1, round(224 / images.shape[1]))
     side = min(side, 320)
+    # The colours are chosen from 24 pictures of the whole walk, side by side.
     every = math.ceil(len(images) / 24)
     sample = np.vstack(images[::every])
     palette = None
@@ -1049,7 +1078,7 @@ def write_morph(path, decoder, walk):
         )  # fmt: skip
         if path.stat().st_size < 5e6:
             return
-        side = side * 7 // 8
+        side = side * 7 // 8  # too large for a chat or a mail: smaller pictures
 
 
 # ----------------------------------------------------------------------------
@@ -1096,6 +1125,7 @@ def choose_tiles(images, num_tiles):
     for side in (full, 192, 128, 96, 64):
         if side > min(full, 256):
             continue
+        # The best quality of this side that fits; base 64 makes 4 letters of 3 bytes.
         for quality in (95, 92, 88, 84, 80, 75, 65, 50, 30, 10):
             files = [make_jpeg(image, side, quality) for image in images]
             size = sum(len(file) for file in files) * 4 / 3 / len(files) * num_tiles
@@ -1348,9 +1378,6 @@ def main():
     prepare_keras("float32")
     figure_dir = Path(FIGURE_DIR)
     model_dir = Path(MODEL_DIR).resolve()
-    # Of a link to an array, the index stands beside the link: only its folder is
-    # resolved.
-    images_file = Path(INPUT_FILE).parent.resolve() / Path(INPUT_FILE).name
 
     encoder, decoder = load_models(model_dir)
     model = decoder.name
@@ -1360,12 +1387,9 @@ def main():
     print(f"Drawing {model}: {latent_dim} latents, pictures of {size}")
     model_id = model.partition("_")[2]
     summary = read_summary(model_dir / "summary.json", model_id, latent_dim)
-    images = open_images(images_file, shape, summary)
-    index = []
+    images, index = open_data(shape, summary)
     num_train = 0
     if len(images) > 0:
-        index_file = images_file.with_name("images.csv")
-        index = read_index(index_file, len(images), summary["images_id"])
         num_train = summary["num_train"]
     chosen = choose_rows(len(images), num_train)
     held_out = chosen >= num_train
