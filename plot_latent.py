@@ -1320,7 +1320,7 @@ def stop(error, path):
         path: what was most likely being written then.
     """
     try:
-        sys.stdout.flush()  # what a full disk or a closed pipe refused is still there
+        print(flush=True)  # unbuffered, what was refused is gone: does it take a line?
     except (OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end

@@ -308,7 +308,11 @@ def test_a_model_that_is_not_finite(studio, copy, run, name, value):
 def test_finite_weights_that_overflow(copy, run, name):
     folder = copy(2)
     model = load(folder, name)
-    model.set_weights([weight * 0 + 3e38 for weight in model.get_weights()])
+    signs = np.random.default_rng(0)
+    weights = []
+    for weight in model.get_weights():
+        weights.append(3e38 * signs.choice([-1, 1], weight.shape))
+    model.set_weights(weights)
     model.save(folder / f"model/{name}.keras")
     code, _, message = run(folder)
     assert code == 1 and "model is not finite" in message
