@@ -632,7 +632,7 @@ def draw_tiles(decoder, codes, column_texts, row_texts, labels, note):
     """
     side = decoder.output_shape[1]
     tile = side * max(1, round(120 / side))  # a whole number of times: sharp pixels
-    gap = tile // 12
+    gap = tile // 8
     font = fit_font(column_texts, 0.9 * tile, 0.17 * tile)
     line = round(1.2 * font.size)
     width = len(column_texts) * tile

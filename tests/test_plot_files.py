@@ -559,9 +559,9 @@ def test_stdout_is_full_or_closed(copy, shell, words):
 
 @pytest.mark.slow
 def test_run_in_a_notebook(copy):
-    """As %run does it: no reconfigure, and Keras may be there before."""
+    """As %run does it, with a stdout that cannot be reconfigured."""
     folder = copy(2)
-    script = copy_script("plot_latent.py", folder, **SETTINGS, **SMALL)
+    script = copy_script("plot_latent.py", folder, **{**SETTINGS, **SMALL})
     code = f"""
 import io, runpy, sys
 class Output(io.TextIOBase):
