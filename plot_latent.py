@@ -1126,7 +1126,7 @@ def choose_tiles(images, num_tiles):
         if side > min(full, 256):
             continue
         # The best quality of this side that fits; base 64 makes 4 letters of 3 bytes.
-        for quality in (95, 92, 88, 84, 80, 75, 65, 50, 30, 10):
+        for quality in (98, 95, 92, 88, 84, 80, 75, 65, 50, 30, 10):
             files = [make_jpeg(image, side, quality) for image in images]
             size = sum(len(file) for file in files) * 4 / 3 / len(files) * num_tiles
             if size < 4.5e6:
