@@ -979,6 +979,7 @@ def report(figures):
         "elbo": "nats per image",
         "kl": "nats per image",
         "kl_per_latent": "nats per image",
+        "share_in_grid": "of the codes, within 5 % to 95 % of the prior in z[0], z[1]",
     }
     print("The best epoch, on the held-out images:")
     for name, value in figures.items():
