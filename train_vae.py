@@ -349,18 +349,22 @@ def final_kl_weights(kl_weight, latent_dim):
     return [kl_weight] * 2 + [0.04 * kl_weight] * (latent_dim - 2)
 
 
-def plan_kl_weights(step, final_weights):
+def plan_kl_weights(step, epoch_steps, final_weights):
     """Return the weights of the KL at a step, counted from 0, as float32 (latent_dim,).
 
     They rise evenly over 300 steps: with the whole weight from the start, 2 of 5 seeds
     put all they learned of drawn athletes into one latent. The latents from the third
     on are held down at first, at ten times the weight of the map, so that the map takes
-    all it can; between the steps 120 and 240 this falls to their own weight.
+    all it can. After 8 epochs, or 800 steps where epochs are long, this begins to fall,
+    and after 15 epochs, or 1600 steps, they have their own weight. (After 120 steps
+    the map of 1,700 photographs was lost, as they had not been seen twice.)
     """
     weights = np.array(final_weights, "float32")
     if len(weights) > 2:
         held = max(10 * weights[0], weights[2])
-        fallen = min(1.0, max(0.0, (step - 120) / 120))
+        begin = min(8 * epoch_steps, 800)
+        end = min(15 * epoch_steps, 1600)
+        fallen = min(1.0, max(0.0, (step - begin) / (end - begin)))
         weights[2:] = held ** (1 - fallen) * weights[2:] ** fallen
     return weights * min(1.0, (step + 1) / 300)
 
@@ -392,12 +396,10 @@ def choose_rate(name, learning_rate):
 def plan_rate(learning_rate, done):
     """Return the learning rate when a share of the epochs is done, 0 to 1.
 
-    It stays for the first half and falls along a cosine to 1 % of it in the second. It
-    follows from the epoch alone, so a resumed training has the right one, also on
-    another number of devices.
+    It falls along a cosine to 1 % of it. It follows from the epoch alone, so a resumed
+    training has the right one, also on another number of devices.
     """
-    fallen = max(0.0, 2 * done - 1)
-    return learning_rate * (0.505 + 0.495 * math.cos(math.pi * fallen))
+    return learning_rate * (0.505 + 0.495 * math.cos(math.pi * done))
 
 
 class Schedule(keras.callbacks.Callback):
@@ -427,7 +429,8 @@ class Schedule(keras.callbacks.Callback):
         rate = plan_rate(self.learning_rate, epochs_done / self.params["epochs"])
         step = self.steps_done + batch
         self.model.optimizer.learning_rate = rate * min(1, (step + 1) / 40)
-        kl_weights = plan_kl_weights(step, self.final_weights)
+        epoch_steps = self.params["steps"]
+        kl_weights = plan_kl_weights(step, epoch_steps, self.final_weights)
         self.model.get_layer("loss").kl_weights.assign(kl_weights)
 
 
