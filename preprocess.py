@@ -2,42 +2,54 @@
 
     python preprocess.py
 
-Reads   the pictures below INPUT, a folder: .jpg .jpeg .png .webp .bmp .tif .tiff .gif
-        .avif; or an .npz file with uint8 `x_train` and perhaps `x_test`; or MNIST.
+Reads   the pictures below INPUT, a folder: JPEG, PNG, WebP, BMP, TIFF, GIF and AVIF,
+        known by their content, whatever their names are; and manifest.jsonl and
+        factors.csv there, what is known of them. Or an .npz file with uint8 `x_train`
+        and perhaps `x_test`, `y_train` and `y_test`. Or MNIST.
+        PERSON_MODEL, with FIT = "person": fetched once where it is not there.
 Writes  OUTPUT_FILE: uint8 (N, H, W, C), 0..255, RGB (C = 3) or grey (C = 1); with
         MIRROR, row 2i is a picture and row 2i + 1 its left-right mirror.
         images.csv beside it: for each row the file, whether it is mirrored, the box in
-        pixels of the upright picture that became the row, how sure the subject in it
-        is, and the id of the array.
+        pixels of the upright picture that became the row, with FIT = "person" the share
+        of the picture that the largest person covers, the id of the array, and what is
+        known of the picture: keyword, label, the columns of factors.csv, folder.
         rejected.csv beside it: each file that did not become a row, and why.
         FIGURE_DIR/dataset.png: the first pictures, 10 x 10.
         FIGURE_DIR/fitted.png, rejected.png: a sample of the originals with the squares
         that were cut, and of the rejected ones with the reasons: look at both.
 
 Rows are written as they are made, so that memory stays flat however many there are.
+While it runs, it needs 16 kB a picture on the disk of OUTPUT_FILE besides the array.
+
+The file in order: reading a picture, its content, the people in it, its square, its
+row, copies, what is known of the pictures, figures, files, settings and main().
 """
 
 import collections
 import concurrent.futures
 import contextlib
 import csv
+import functools
+import glob
 import hashlib
+import io
 import itertools
+import json
 import math
 import os
 import sys
 import tempfile
+import threading
 import time
-import types
-import typing
 import warnings
 import zipfile
 from pathlib import Path
 
 import cv2
 import numpy as np
+import requests
 import rich.progress
-from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageDraw, ImageOps, UnidentifiedImageError
 
 # ----------------------------------------------------------------------------
 # Settings: edit these
@@ -50,18 +62,25 @@ FIGURE_DIR = "figures"
 # Data
 IMAGE_SIZE = 256  # side in pixels, a multiple of 4; twice the side, four times the work
 COLOR = "rgb"  # or "gray": one channel instead of three
-FIT = "subject"  # a square about it (arrays: "crop"); "crop", "pad" or "stretch"
+FIT = "crop"  # the centre; "person": about the people; "pad"; "stretch"
+BACKGROUND = "keep"  # "gray", with FIT = "person": all but the people in light grey
 MIRROR = True  # add the left-right mirror of each picture: twice the rows
 MIN_SIDE = 64  # pixels; of a picture with a shorter side most would be made up
-MAX_PIXELS = 50_000_000  # a larger picture is rejected before it fills the memory
+MAX_PIXELS = 50_000_000  # that are decoded; more are rejected before they fill memory
 SEED = 0  # order of the pictures: the last rows are held out from training
 
-# Subject: see find_subject
-MARGIN = 1.15  # side of the square in parts of the subject: 1 cuts off feet and fists
-CONFIDENCE = 2.0  # below it the centre is taken: noise has 1.4, athletes 2.1 to 15
+# People, for FIT = "person"
+MIN_PERSON = 0.02  # of the picture, for the largest person: less is "no person found"
+MARGIN = 1.15  # side of the square in parts of the people: 1 cuts off feet and fists
+PERSON_MODEL = "data/person.tflite"  # fetched if it is not there; or put it there
+PERSON_MODEL_URL = (  # edit address and hash together: for a mirror or another model
+    "https://storage.googleapis.com/mediapipe-assets/"
+    "selfie_segmentation.tflite?generation=1683332563830600"
+)
+PERSON_MODEL_SHA256 = "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c"
 
 # Checks of files, not of arrays
-CHECKS = True  # trim uniform borders; reject the unfit and near-duplicates, see below
+CHECKS = True  # look for uniform borders; reject the unfit and copies, see below
 BORDER_LEVELS = 8  # a border's colours differ by so little, of 255: the noise of JPEG
 MIN_CONTRAST = 6.0  # standard deviation of the greys, of 255: a photo has 30 to 80
 MAX_ASPECT = 4.0  # longer by shorter side: banners and strips; lying athletes have 3.5
@@ -70,17 +89,690 @@ HASH_BITS = 8  # of 64 that may differ: copies differ by 6 at most, others by 12
 MAX_DIFFERENCE = 0.065  # of pixels, in deviations: copies have 0.054, others 0.093
 # ----------------------------------------------------------------------------
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # Pillow's names
+SIGNATURES = (  # (where, bytes, what a file is that has them there)
+    (4, b"ftyphei", "HEIC: not supported, convert it to JPEG"),
+    (4, b"ftyphev", "HEIC: not supported, convert it to JPEG"),
+    (4, b"ftypmif1", "HEIC: not supported, convert it to JPEG"),
+    (4, b"ftypmsf1", "HEIC: not supported, convert it to JPEG"),
+    (0, b"\xff\x0a", "JPEG XL: not supported, convert it to JPEG"),
+    (4, b"JXL \r\n\x87\n", "JPEG XL: not supported, convert it to JPEG"),
+    (4, b"jP  \r\n\x87\n", "JPEG 2000: not supported, convert it to JPEG"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000: not supported, convert it to JPEG"),
+    (0, b"8BPS", "PSD: not supported, convert it to JPEG"),
+    (0, b"%PDF", "PDF: not supported, convert it to JPEG"),
+    (0, b"%!PS", "PostScript: not supported, convert it to JPEG"),
+    (0, b"\0\0\1\0", "an icon: not supported, convert it to PNG"),
+    (4, b"ftypcrx", "a raw photo: not supported, convert it to JPEG"),
+    (0, b"FUJIFILMCCD-RAW", "a raw photo: not supported, convert it to JPEG"),
+    (4, b"ftypavi", "AVIF: damaged or cut short"),
+    (4, b"ftyp", "a film, not a picture"),
+    (0, b"\x1a\x45\xdf\xa3", "a film, not a picture"),
+    (0, b"\xff\xd8", "JPEG: damaged or cut short"),
+    (0, b"\x89PNG", "PNG: damaged or cut short"),
+    (8, b"WEBP", "WebP: damaged or cut short"),
+    (0, b"BM", "BMP: damaged or cut short"),
+    (0, b"II*\0", "TIFF: damaged or cut short"),
+    (0, b"MM\0*", "TIFF: damaged or cut short"),
+    (0, b"GIF8", "GIF: damaged or cut short"),
+    (0, b"<!doctype html", "a web page, not a picture"),
+    (0, b"<html", "a web page, not a picture"),
+)
+VIEW_SIDE = 128  # pixels: what the checks look at
+MODEL_SIDE = 256  # pixels: what the person model takes and gives
+BACKGROUND_LEVEL = 200  # of 255: the light grey of BACKGROUND = "gray"
 
-@contextlib.contextmanager
-def replacing(path):
-    """Yield a temporary path beside `path`, which takes its place on success."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+
+class Rejected(Exception):
+    """Why an input becomes no row, in words for a person."""
+
+
+# ----------------------------------------------------------------------------
+# Reading a picture
+# ----------------------------------------------------------------------------
+class Box(collections.namedtuple("Box", "left top right bottom")):
+    """A rectangle in pixels of the upright picture; it may jut out of the picture."""
+
+    @property
+    def width(self):
+        return self.right - self.left
+
+    @property
+    def height(self):
+        return self.bottom - self.top
+
+
+class Picture:
+    """An upright picture.
+
+    Attributes:
+        pixels: uint8 (H, W, 3), RGB; of a JPEG perhaps a half, a quarter or an eighth
+            of the size in the file.
+        box: all of it, in pixels of the upright picture in the file.
+    """
+
+    def __init__(self, pixels, width, height):
+        self.pixels = pixels
+        self.box = Box(0, 0, width, height)
+
+
+def read_source(source, least_side):
+    """Return the Picture of an input, a path or an array, or raise Rejected.
+
+    Args:
+        source: a Path, or uint8 (H, W) or (H, W, 1 or 3).
+        least_side: see read_picture.
+    """
+    if isinstance(source, np.ndarray):
+        height, width = source.shape[:2]
+        pixels = np.broadcast_to(np.atleast_3d(source), (height, width, 3))
+        return Picture(pixels, width, height)
+    if source.name.startswith("."):
+        raise Rejected("a hidden file: its name begins with a dot")
+    if not source.is_file():
+        raise Rejected("no file: a broken link, a device, a folder not entered")
+    if source.stat().st_size == 0:
+        raise Rejected("an empty file")
+    return read_picture(source, least_side)
+
+
+def read_picture(path, least_side):
+    """Read a picture as a person would see it: upright, on white, 8 bits, in sRGB.
+
+    Args:
+        path: a file.
+        least_side: a JPEG may be decoded to a half, a quarter or an eighth, as long as
+            its shorter side keeps so many pixels. It takes a third of the time.
+
+    Returns:
+        A Picture. Of several frames it is the first.
+
+    Raises:
+        Rejected: there is none, and why.
+    """
     try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return decode(path, least_side)
+    except Rejected:
+        raise
+    except UnidentifiedImageError:
+        raise Rejected(explain_unknown(path)) from None
+    except MemoryError:
+        raise Rejected("too large for the memory of this machine") from None
+    except Exception as error:  # for damaged bytes Pillow's decoders raise nearly any
+        if getattr(error, "errno", None):  # the system's: it may not be read
+            raise Rejected(f"cannot be read: {error.strerror}") from None
+        if "truncated" in str(error):
+            return read_cut_jpeg(path, least_side)
+        raise Rejected("damaged: its pixels cannot be decoded") from None
+
+
+def decode(file, least_side):
+    """Decode a path or an open file to a Picture, or raise nearly anything."""
+    with Image.open(file, formats=FORMATS) as image:
+        width, height = image.size
+        if min(width, height) < MIN_SIDE:
+            raise Rejected(f"too small: {width} x {height}, below MIN_SIDE")
+        image.draft(None, (least_side, least_side))
+        decoded = image.size
+        if "progressive" in image.info:  # JPEG keeps all of its waves in memory
+            decoded = width, height
+        if math.prod(decoded) > MAX_PIXELS:
+            raise Rejected(f"too large: {width} x {height}, above MAX_PIXELS")
+        decoded = image.size
+        image.load()
+        with contextlib.suppress(Exception):  # a damaged EXIF block says nothing
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.size != decoded:  # it lay on its side
+            width, height = height, width
+        return Picture(to_srgb(image), width, height)
+
+
+def read_cut_jpeg(path, least_side):
+    """Read a JPEG whose last bytes are missing, or raise Rejected if it lacks more.
+
+    Two different ends are put to what is there. Where they make different pixels, the
+    pixels of the file are missing.
+    """
+    start = path.read_bytes()
+    pictures = []
+    for end in (b"", 20_000 * b"\x5a\xa5"):
+        file = io.BytesIO(start + end + b"\xff\xd9")
+        try:
+            pictures.append(decode(file, least_side))
+        except Exception:
+            raise Rejected("cut short: a part of the file is missing") from None
+    first, second = pictures
+    missing = np.mean((first.pixels != second.pixels).any(axis=2))
+    if missing > 0.01:
+        raise Rejected("cut short: a part of the file is missing")
+    return first
+
+
+def explain_unknown(path):
+    """Return what a file is that Pillow does not take for a picture of FORMATS."""
+    with open(path, "rb") as file:
+        start = file.read(4096)
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for place, signature, kind in SIGNATURES:
+        if start[place:].startswith(signature):
+            return kind
+        if text.startswith(signature):
+            return kind
+    if b"<svg" in text:
+        return "SVG: not supported, convert it to PNG"
+    return "not a picture, or of an unknown kind"
+
+
+def to_srgb(image):
+    """Turn a Pillow image, decoded, to sRGB on white: uint8 (H, W, 3)."""
+    profile = image.info.get("icc_profile")
+    if image.mode[0] in "IF":  # 16 or 32 bits, grey
+        image = Image.fromarray(scale_deep(np.asarray(image)))
+    if image.has_transparency_data:
+        mode = "L" if image.mode == "LA" else "RGB"
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image).convert(mode)
+    if image.mode not in ("RGB", "L", "CMYK"):
+        image = image.convert("RGB")
+    if profile:
+        transform = find_transform(profile, image.mode)
+        if transform:
+            image = transform.apply(image)
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return np.asarray(image)
+
+
+def scale_deep(greys):
+    """Scale greys of 16 or 32 bits, or floats, (H, W), to uint8 by what they hold."""
+    greys = np.nan_to_num(greys)
+    highest = greys.max()
+    white = max(1, highest)
+    if greys.dtype.kind != "f":
+        white = max(65_535, highest)
+        # Cameras and scanners put 10, 12 or 14 bits into files of 16. Multiples of 257
+        # are 8 bits made 16: those are as bright as they say.
+        for bits in (14, 12, 10, 8):
+            if highest < 2**bits and np.any(greys % 257):
+                white = 2**bits - 1
+    scaled = greys.astype(np.float32) * np.float32(255 / white)
+    return scaled.clip(0, 255).round().astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=64)
+def find_transform(profile, mode):
+    """Return Pillow's transform from a colour profile, bytes, to sRGB.
+
+    None where there is nothing to do: the profile is broken, or not of this mode, or
+    as good as sRGB, as most are.
+    """
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        srgb = ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(source, srgb, mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+    if mode == "CMYK":
+        return transform
+    levels = np.arange(0, 256, 51, dtype=np.uint8)
+    if mode == "RGB":
+        colors = np.stack(np.meshgrid(levels, levels, levels), axis=-1)
+        colors = colors.reshape(1, -1, 3)
+    else:
+        colors = levels[None]
+    image = Image.fromarray(colors)
+    change = np.asarray(transform.apply(image)).astype(int) - image.convert("RGB")
+    if np.abs(change).max() <= 2:
+        return None
+    return transform
+
+
+# ----------------------------------------------------------------------------
+# Its content
+# ----------------------------------------------------------------------------
+def count_border_lines(lines):
+    """Return how many first lines of some, uint8 (N, M, 3), have one colour, and it."""
+    color = np.median(lines[0], axis=0)
+    for number, line in enumerate(lines):
+        if np.abs(line - color).max() > BORDER_LEVELS:
+            return number, color
+    return len(lines), color
+
+
+def find_content(picture):
+    """Find what lies within the uniform borders of a picture.
+
+    Returns:
+        The Box of the content, and the Box that squares may be taken from: the content
+        where it is a photo in a frame or between bars, and the whole picture where it
+        is a figure on an even ground, as an athlete in a white studio.
+    """
+    pixels = picture.pixels
+    high, wide = pixels.shape[:2]
+    columns = pixels.swapaxes(0, 1)
+    left, left_color = count_border_lines(columns)
+    if left == wide:  # all of one colour
+        return picture.box, picture.box
+    right, right_color = count_border_lines(columns[::-1])
+    top, top_color = count_border_lines(pixels)
+    bottom, bottom_color = count_border_lines(pixels[::-1])
+
+    # A frame ends where its content begins; a ground goes on beside the figure.
+    inner = pixels[top : high - bottom, left : wide - right]
+    shares = []
+    for border, color, line in (
+        (left, left_color, inner[:, 0]),
+        (right, right_color, inner[:, -1]),
+        (top, top_color, inner[0]),
+        (bottom, bottom_color, inner[-1]),
+    ):
+        if border:
+            like_border = np.abs(line - color).max(axis=1) <= BORDER_LEVELS
+            shares.append(like_border.mean())
+    if not shares:
+        return picture.box, picture.box
+
+    x = picture.box.width / wide  # 1, or more for a JPEG that was decoded smaller
+    y = picture.box.height / high
+    edges = (left * x, top * y, (wide - right) * x, (high - bottom) * y)
+    content = Box(*map(round, edges))
+    shorter = min(content.width, content.height)
+    longer = max(content.width, content.height)
+    is_photo = shorter >= MIN_SIDE and longer <= MAX_ASPECT * shorter
+    if is_photo and np.mean(shares) < 0.5:
+        return content, content
+    return content, picture.box
+
+
+# ----------------------------------------------------------------------------
+# Squares
+# ----------------------------------------------------------------------------
+def place_square(about, side, room):
+    """Return the square Box about the middle of a Box, moved to stay in the room.
+
+    Where the room is smaller than the square, the square holds all of the room.
+    """
+    corner = []
+    for low, high, start, end in (
+        (about.left, about.right, room.left, room.right),
+        (about.top, about.bottom, room.top, room.bottom),
+    ):
+        place = (low + high - side) / 2
+        first = min(start, end - side)
+        last = max(start, end - side)
+        corner.append(math.floor(min(max(place, first), last)))
+    left, top = corner
+    return Box(left, top, left + side, top + side)
+
+
+def choose_box(content, room, people):
+    """Return the Box that becomes the row, by FIT.
+
+    Args:
+        content: the Box of what lies within uniform borders.
+        room: the Box that squares may be taken from.
+        people: the Box of the people, with FIT = "person".
+    """
+    if FIT == "stretch":
+        return content
+    longer = max(content.width, content.height)
+    shortest = min(room.width, room.height)
+    if FIT == "pad":
+        return place_square(content, longer, room)
+    if FIT == "crop":
+        return place_square(content, min(longer, shortest), room)
+    longer = max(people.width, people.height)
+    # Moved before padded: a third of the margin goes before it juts out of the room.
+    tight = min((1 + 2 * MARGIN) / 3 * longer, max(room.width, room.height))
+    side = max(tight, min(MARGIN * longer, shortest))
+    return place_square(people, round(side), room)
+
+
+def resize(image, width, height):
+    """Resize an image: shrink it by averaging areas, enlarge it by cubic curves."""
+    shrunk = (min(width, image.shape[1]), min(height, image.shape[0]))
+    image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def cut(picture, box, room, size, color=None):
+    """Cut a Box out of a Picture and resize it to uint8 (size, size, 3).
+
+    What lies outside of the room, a Box within the picture, gets the colour; without
+    one the median colour of the border of what lies inside.
+    """
+    seen = Box(
+        max(box.left, room.left),
+        max(box.top, room.top),
+        min(box.right, room.right),
+        min(box.bottom, room.bottom),
+    )
+    # From pixels of the upright picture to those that were decoded.
+    x = picture.pixels.shape[1] / picture.box.width
+    y = picture.pixels.shape[0] / picture.box.height
+    columns = slice(round(seen.left * x), max(round(seen.right * x), 1))
+    lines = slice(round(seen.top * y), max(round(seen.bottom * y), 1))
+    image = picture.pixels[lines, columns]
+
+    x = size / box.width
+    y = size / box.height
+    width = max(1, round(seen.width * x))
+    height = max(1, round(seen.height * y))
+    image = resize(image, width, height)
+    if width == height == size:
+        return image
+    if color is None:
+        border = np.vstack([image[0], image[-1], image[:, 0], image[:, -1]])
+        color = np.median(border, axis=0)
+    left = min(round((seen.left - box.left) * x), size - width)
+    top = min(round((seen.top - box.top) * y), size - height)
+    right = size - left - width
+    bottom = size - top - height
+    kind = cv2.BORDER_CONSTANT
+    return cv2.copyMakeBorder(image, top, bottom, left, right, kind, value=color)
+
+
+# ----------------------------------------------------------------------------
+# The people in it
+# ----------------------------------------------------------------------------
+def get_model():
+    """See to it that PERSON_MODEL is there and is the right one, or end the script."""
+    path = Path(PERSON_MODEL)
+    by_hand = (
+        f"Put the model with the SHA-256 {PERSON_MODEL_SHA256} there by hand, or set "
+        'FIT = "crop", which needs none.'
+    )
+    if not path.exists():
+        try:
+            with replacing(path) as temporary:
+                fetch_model(temporary)
+        except (requests.RequestException, Rejected) as error:
+            sys.exit(
+                f"Cannot fetch the person model from {PERSON_MODEL_URL} to "
+                f"{path.resolve()}: {error}. {by_hand}"
+            )
+        print(f"Fetched {path} ({path.stat().st_size:,} bytes)")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != PERSON_MODEL_SHA256:
+        sys.exit(
+            f"{path.resolve()} (PERSON_MODEL) has the SHA-256 {found}, not the one of "
+            f"PERSON_MODEL_SHA256. It stays as it is. Move it away. {by_hand}"
+        )
+    try:
+        run_model(np.zeros((MODEL_SIDE, MODEL_SIDE, 3), np.uint8))
+    except (cv2.error, ValueError) as error:
+        sys.exit(
+            f"{path.resolve()} (PERSON_MODEL) cannot be run by OpenCV "
+            f"{cv2.__version__}: {' '.join(str(error).split())}. {by_hand}"
+        )
+
+
+def fetch_model(path):
+    """Fetch PERSON_MODEL_URL to a path and check it.
+
+    Raises:
+        requests.RequestException, Rejected: It cannot be had, or is another.
+    """
+    most = 20_000_000  # bytes; it has 249,505
+    latest = time.monotonic() + 120
+    digest = hashlib.sha256()
+    size = 0
+    with (
+        requests.get(PERSON_MODEL_URL, stream=True, timeout=20) as response,
+        open(path, "wb") as file,
+    ):
+        response.raise_for_status()
+        for block in response.iter_content(65_536):
+            size += len(block)
+            if size > most:
+                raise Rejected(f"more than {most:,} bytes came")
+            if time.monotonic() > latest:
+                raise Rejected("it did not end in two minutes")
+            digest.update(block)
+            file.write(block)
+    if digest.hexdigest() != PERSON_MODEL_SHA256:
+        raise Rejected(
+            f"what came ({size:,} bytes) has the SHA-256 {digest.hexdigest()}, not the "
+            "one of PERSON_MODEL_SHA256"
+        )
+
+
+of_thread = threading.local()  # a net is not for several threads at once
+
+
+def run_model(square):
+    """Return how likely each pixel is a person's: float32 (S, S), 0..1.
+
+    Args:
+        square: uint8 (S, S, 3), RGB, S = MODEL_SIDE.
+    """
+    if not hasattr(of_thread, "net"):
+        of_thread.net = cv2.dnn.readNetFromTFLite(PERSON_MODEL)
+    of_thread.net.setInput(cv2.dnn.blobFromImage(square, 1 / 255))
+    return of_thread.net.forward().reshape(MODEL_SIDE, MODEL_SIDE)
+
+
+def find_parts(mask, box):
+    """Find the people in a mask, float (S, S), that lies over a square Box.
+
+    Returns:
+        The Box about the largest connected part that is likelier people than not, and
+        about those of a quarter of its area or more, so that athletes stay together;
+        and the area of the largest, in pixels of the upright picture. None and 0 where
+        there is none.
+    """
+    likely = (mask > 0.4).astype(np.uint8)
+    count, _, parts, _ = cv2.connectedComponentsWithStats(likely)
+    if count == 1:
+        return None, 0
+    parts = parts[1:]  # the first is the background
+    areas = parts[:, cv2.CC_STAT_AREA]
+    parts = parts[areas >= areas.max() / 4]
+    lefts = parts[:, cv2.CC_STAT_LEFT]
+    tops = parts[:, cv2.CC_STAT_TOP]
+    rights = lefts + parts[:, cv2.CC_STAT_WIDTH]
+    bottoms = tops + parts[:, cv2.CC_STAT_HEIGHT]
+    scale = box.width / len(mask)
+    people = Box(
+        box.left + scale * lefts.min(),
+        box.top + scale * tops.min(),
+        box.left + scale * rights.max(),
+        box.top + scale * bottoms.max(),
+    )
+    return people, scale**2 * areas.max()
+
+
+def move_mask(mask, box, other):
+    """Redraw a mask, float (S, S), that lies over a square Box, over another one.
+
+    What lies outside of its own is 0.
+    """
+    side = len(mask)
+    scale = other.width / box.width
+    # The middle of a pixel lies half a pixel from its corner.
+    x = (other.left - box.left) * side / box.width + (scale - 1) / 2
+    y = (other.top - box.top) * side / box.height + (scale - 1) / 2
+    matrix = np.array([[scale, 0, x], [0, scale, y]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(mask, matrix, (side, side), flags=flags)
+
+
+def find_people(picture, room):
+    """Find the people in a picture, or raise Rejected.
+
+    The model looks twice: at the whole picture, and at a square about what it found
+    there, which is sharper. The Box is that of the second look; the mask is 1 where
+    both see people.
+
+    Returns:
+        Their Box, the share of the picture that the largest covers, and a mask, float32
+        (S, S), 0..1, with the square Box that it lies over.
+    """
+    black = (0, 0, 0)  # about the picture: stretched to a square less was found
+    whole = picture.box
+    box = place_square(whole, max(whole.width, whole.height), whole)
+    first = run_model(cut(picture, box, room, MODEL_SIDE, black))
+    people, area = find_parts(first, box)
+    share = area / (whole.width * whole.height)
+    if people is None or share < MIN_PERSON:
+        raise Rejected(f"no person found: {100 * share:.1f} % of it, below MIN_PERSON")
+
+    side = 1.3 * max(people.width, people.height)
+    closer = place_square(people, math.ceil(side), room)
+    second = run_model(cut(picture, closer, room, MODEL_SIDE, black))
+    found, _ = find_parts(second, closer)
+    if found is not None:
+        people = found
+    mask = second * np.clip(3 * move_mask(first, box, closer), 0, 1)
+    return people, share, mask, closer
+
+
+def cut_people(picture, box, room, mask, masked):
+    """Cut a square Box out of a Picture with all but the people in even light grey.
+
+    Args:
+        box: what is cut.
+        room: the Box of what may be seen of the picture.
+        mask: how likely people are, float (S, S), over the square Box `masked`.
+
+    Returns:
+        uint8 (IMAGE_SIZE, IMAGE_SIZE, 3).
+    """
+    # Laid together at the size of the mask or more, and shrunk then: an edge between
+    # the people and the grey has nothing of the wall behind them.
+    size = max(IMAGE_SIZE, MODEL_SIDE)
+    pixels = cut(picture, box, room, size)
+    mask = resize(move_mask(mask, masked, box), size, size)
+    weight = np.clip((mask - 0.3) / 0.4, 0, 1)[..., None]  # a soft edge
+    pixels = BACKGROUND_LEVEL + weight * (pixels - np.float32(BACKGROUND_LEVEL))
+    return resize(pixels.round().astype(np.uint8), IMAGE_SIZE, IMAGE_SIZE)
+
+
+# ----------------------------------------------------------------------------
+# Its row
+# ----------------------------------------------------------------------------
+class Row:
+    """What became of an input: pixels and how they were fitted, or else a reason.
+
+    Attributes:
+        name: of the input.
+        reason: why it is no row; "" for a row.
+        pixels: uint8 (H, W, C); None once they are written.
+        box: the Box that they show.
+        person: share of the picture that the largest person covers, with FIT =
+            "person".
+        view: uint8 (VIEW_SIDE, VIEW_SIDE), grey, all of its content; None without the
+            checks, and once it is written.
+        sharpness: of the view.
+        hashes: of the view, see hash_view.
+        content: what is lost with it: pixels within its border, bytes of the file.
+    """
+
+    def __init__(self, name):
+        self.name = name
+        self.reason = ""
+        self.pixels = None
+        self.box = None
+        self.person = None
+        self.view = None
+        self.sharpness = 0.0
+        self.hashes = None
+        self.content = (0, 0)
+
+
+def make_row(name, source):
+    """Make the Row of an input, a Path or an array: uint8 (H, W) or (H, W, C)."""
+    row = Row(name)
+    try:
+        fit_row(row, source)
+    except Rejected as reason:
+        row.reason = str(reason)
+    return row
+
+
+def fit_row(row, source):
+    """Fill in the Row of an input, or raise Rejected."""
+    # A person is a part of the picture.
+    least_side = IMAGE_SIZE
+    if FIT == "person":
+        least_side = 2 * max(IMAGE_SIZE, MODEL_SIDE)
+    picture = read_source(source, max(least_side, VIEW_SIDE))
+    content = picture.box
+    room = picture.box
+    if CHECKS and isinstance(source, Path):
+        content, room = find_content(picture)
+        check_content(row, picture, content)
+        row.content = (content.width * content.height, source.stat().st_size)
+
+    people = None
+    if FIT == "person":
+        people, row.person, mask, masked = find_people(picture, room)
+    row.box = choose_box(content, room, people)
+    if BACKGROUND == "gray":
+        pixels = cut_people(picture, row.box, room, mask, masked)
+    else:
+        pixels = cut(picture, row.box, room, IMAGE_SIZE)
+    if COLOR == "gray":
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
+    row.pixels = pixels
+
+
+def check_content(row, picture, content):
+    """Look at the content of a picture, a Box: fill in its Row, or raise Rejected."""
+    width = picture.box.width
+    height = picture.box.height
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise Rejected(f"too long: {width} x {height}, above MAX_ASPECT")
+    if max(content.width, content.height) < MIN_SIDE:
+        size = f"{content.width} x {content.height}"
+        raise Rejected(f"too small: {size} within its border, below MIN_SIDE")
+    row.view = view_content(picture, content)
+    contrast = row.view.std()
+    if contrast < MIN_CONTRAST:
+        raise Rejected(f"uniform: contrast {contrast:.1f}, below MIN_CONTRAST")
+    row.sharpness = cv2.Laplacian(row.view, cv2.CV_32F).std() / contrast
+    row.hashes = hash_view(row.view)
+
+
+def view_content(picture, content):
+    """Return the content of a picture, a Box, stretched to a small grey square.
+
+    Returns:
+        uint8 (VIEW_SIDE, VIEW_SIDE).
+    """
+    view = cut(picture, content, content, VIEW_SIDE)
+    return cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)
+
+
+def make_rows(sources):
+    """Yield the Row of each (name, source), in order, made by threads.
+
+    A terminal shows how far it is, how fast, and how much longer it takes.
+    """
+    live = sys.stdout.isatty()
+    threads = os.cpu_count() or 1
+    quiet = contextlib.nullcontext()
+    if live:  # libtiff, for one, writes to stderr, which would break the live line
+        quiet = hold_back_stderr(pass_on=True)
+    with (
+        quiet,
+        rich.progress.Progress(disable=not live) as progress,
+        concurrent.futures.ThreadPoolExecutor(threads) as executor,
+    ):
+        task = progress.add_task("", total=len(sources))
+        waiting = collections.deque()
+        start = time.perf_counter()
+        done = 0
+        for number, (name, source) in enumerate(sources):
+            waiting.append(executor.submit(make_row, name, source))
+            is_last = number + 1 == len(sources)
+            # No more wait at once than four a thread, so that memory stays flat.
+            while waiting and (is_last or len(waiting) == 4 * threads):
+                yield waiting.popleft().result()
+                done += 1
+                rate = f"{done / (time.perf_counter() - start):.0f} a second"
+                progress.update(task, completed=done, description=rate)
 
 
 @contextlib.contextmanager
@@ -92,378 +784,82 @@ def hold_back_stderr(pass_on):
             yield
         finally:
             os.dup2(stderr.fileno(), 2)
-            notes.seek(0)
-            stderr.write(notes.read() if pass_on else b"")
+            if pass_on:
+                notes.seek(0)
+                stderr.write(notes.read())
 
 
-def load_arrays(source):
-    """Return {name: uint8 (N, H, W) or (N, H, W, C)}, or raise ValueError: why not."""
-    try:
-        if source == "mnist":
-            with hold_back_stderr(pass_on=False):  # TensorFlow's start-up notes
-                import keras  # only here: it takes seconds
-            (x_train, _), (x_test, _) = keras.datasets.mnist.load_data()
-            arrays = {"x_train": x_train, "x_test": x_test}
-        elif not zipfile.is_zipfile(source):
-            raise ValueError("no such folder or .npz file")
-        else:
-            with np.load(source, allow_pickle=False) as archive:
-                if "x_train" not in archive:
-                    raise ValueError(f"it holds {list(archive)}, but no x_train")
-                arrays = {x: archive[x] for x in ("x_train", "x_test") if x in archive}
-    except Exception as error:  # of many kinds; without the web a bare one from Keras
-        raise ValueError(str(error) or type(error).__name__) from error
-    for name, array in arrays.items():
-        good = array.ndim > 2 and array.shape[3:] in ((), (1,), (3,))
-        if array.dtype != np.uint8 or not good:
-            wanted = "uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3)"
-            raise ValueError(f"{name} is {array.dtype} {array.shape}, not {wanted}")
-    return arrays
+# ----------------------------------------------------------------------------
+# Blurred pictures and copies
+# ----------------------------------------------------------------------------
+def find_faults(rows, views):
+    """Give a reason to the Rows that are no good beside the others.
 
-
-def list_sources(source, seed):
-    """Return the (name, path or array) of every input in its final order.
-
-    The order is shuffled, so that the last rows, which are held out from training,
-    are like the others; those of an `x_test` stay last, in their own order.
+    Args:
+        rows: Rows that were checked, in the order of the array.
+        views: their views, uint8 (N, VIEW_SIDE, VIEW_SIDE).
     """
-    if Path(source).is_dir():
-        os.listdir(source)  # raises where the folder may not be read
-        ours = ("manifest.jsonl", "failed.jsonl", "CREDITS.md")
-        files = (
-            (path.relative_to(source).as_posix(), path)
-            for path in Path(source).rglob("*")  # links to folders are not followed
-            if path.is_symlink() or not path.is_dir() or not os.access(path, os.R_OK)
-            if path.name not in ours and path.suffix.lower() != ".csv"
-        )
-        groups = [sorted(files)]
-    else:
-        groups = [
-            [(f"{name}[{number}]", image) for number, image in enumerate(array)]
-            for name, array in load_arrays(source).items()
-        ]
-    np.random.default_rng(seed).shuffle(groups[0])
-    return sum(groups, [])
+    sharpness = [row.sharpness for row in rows]
+    limit = MIN_SHARPNESS * np.median(sharpness)
+    for row in rows:
+        if row.sharpness < limit:
+            row.reason = f"blurred: sharpness {row.sharpness:.2f}, below {limit:.2f}"
+
+    # Of copies the first by name stays, unless another has more content; a blurred one
+    # never does.
+    order = sorted(range(len(rows)), key=lambda n: rows[n].name, reverse=True)
+    order.sort(key=lambda n: (not rows[n].reason, rows[n].content))
+    ranks = np.empty(len(rows), int)
+    ranks[order] = np.arange(len(rows))
+    hashes = np.array([row.hashes for row in rows])
+    for number, best in find_copies(hashes, views, ranks).items():
+        if not rows[number].reason:
+            rows[number].reason = f"a near-duplicate of {rows[best].name}"
 
 
-def to_rgb(image):
-    """Lay a Pillow image on white and reduce it to 8 bits: uint8 (H, W, 3) RGB."""
-    if image.mode[0] in "IF":  # 16 or 32 bits, grey
-        grey = np.nan_to_num(np.asarray(image, np.float32))
-        white = max(1 if image.mode == "F" else 65_535, grey.max())
-        grey = np.clip(grey * (255 / white), 0, 255).round().astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+def find_copies(hashes, views, ranks):
+    """Find pictures that are copies of others.
 
-
-def read_image(path, least_side, min_side, max_pixels):
-    """Read a picture as a person would see it: upright, on white, 8 bits a channel.
-
-    Returns the image, uint8 (H, W, 3) RGB, and the upright width and height in the
-    file, of which a JPEG may have been decoded to a half, a quarter or an eighth, as
-    long as the shorter side keeps `least_side` pixels.
-    Raises nearly anything, from Pillow's decoders, for damaged bytes.
-    """
-    formats = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
-    with Image.open(path, formats=formats) as image:
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ValueError(f"too large: {width} x {height}, above MAX_PIXELS")
-        if min(width, height) < min_side:
-            raise ValueError(f"too small: {width} x {height}, below MIN_SIDE")
-        # A third of the time of decoding it whole, and a PSNR to that of 33 to 46 dB.
-        image.draft(None, (least_side, least_side))
-        image.load()
-        orientation = 1
-        with contextlib.suppress(Exception):  # a damaged EXIF block says nothing
-            orientation = image.getexif().get(ExifTags.Base.Orientation)
-        pixels = to_rgb(image)
-    if orientation in (5, 6, 7, 8):
-        pixels, width, height = pixels.swapaxes(0, 1), height, width
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return pixels, width, height
-
-
-def trim(image, levels):
-    """Return the (left, top, right, bottom) of what lies within uniform borders."""
-    edges = []
-    for turned in (image.swapaxes(0, 1), image):
-        for lines in (turned, turned[::-1]):
-            color = np.median(lines[0], axis=0)
-            uniform = (np.abs(line - color).max() <= levels for line in lines)
-            edges.append(sum(itertools.takewhile(bool, uniform)))
-    left, right, top, bottom = edges
-    edges = left, top, image.shape[1] - right, len(image) - bottom
-    return edges if left + right < image.shape[1] else (0, 0, *image.shape[1::-1])
-
-
-def find_subject(image):
-    """Find what a picture, uint8 (H, W, 3) RGB, is of: most likely a person.
-
-    The score of a pixel is its contrast, which is high where a lens is focused, and up
-    to three times that if it has a colour of skin. The subject is what scores above a
-    share of Otsu's threshold: the best connected part and those with 0.4 of its score.
-    Found by measurement: against this score a prior for the centre, spectral residual
-    saliency, rareness of colours at the border and GrabCut lost athletes.
+    Args:
+        hashes: of each picture, uint64 (N, 11), see hash_view.
+        views: the pictures, uint8 (N, VIEW_SIDE, VIEW_SIDE).
+        ranks: int (N,): of copies the one with the highest stays.
 
     Returns:
-        The box (left, top, right, bottom) in pixels and the confidence: how many times
-        higher the mean score is in the chosen parts than elsewhere.
+        {number of a copy: number of the picture that stays}.
     """
-    scale = 160 / max(image.shape[:2])
-    width, height = (max(2, round(scale * side)) for side in image.shape[1::-1])
-    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    red, blue = cv2.split(cv2.cvtColor(small, cv2.COLOR_RGB2YCrCb).astype("f4"))[1:]
-    skin = np.exp(-(((red - 150) / 14) ** 2) - ((blue - 108) / 14) ** 2)
-    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
-    slopes = (cv2.Sobel(grey, cv2.CV_32F, *axes) for axes in ((1, 0), (0, 1)))
-    score = cv2.GaussianBlur(np.hypot(*slopes) * (0.5 + skin), (0, 0), 2.5) + 1e-6
-    levels = (255 / score.max() * score).astype(np.uint8)
-    otsu, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_OTSU)
-    parts = (levels > 0.75 * otsu).astype(np.uint8)
-    _, labels, boxes, _ = cv2.connectedComponentsWithStats(parts)
-    sums = np.bincount(labels.ravel(), score.ravel())
-    sums[0] = 0  # the background
-    best = np.flatnonzero(sums >= 0.4 * sums.max())
-    chosen = np.isin(labels, best)
-    rest = score if chosen.all() else score[~chosen]
-    confidence = min(99.0, float(score[chosen].mean() / rest.mean()))
-    left, top, wide, high, _ = boxes[best].T
-    edges = min(left), min(top), max(left + wide), max(top + high)
-    return np.array(edges) / scale, round(confidence, 2)
+    pairs = find_similar(hashes, HASH_BITS)
+
+    def compare(pair):
+        first, second = views[pair[0]], views[pair[1]]
+        return measure_difference(first, second[:, ::-1] if pair[2] else second)
+
+    cluster = list(range(len(hashes)))
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as executor:
+        differences = list(executor.map(compare, pairs))
+    for (first, second, _), difference in zip(pairs, differences, strict=True):
+        if difference <= MAX_DIFFERENCE:
+            pair = {cluster[first], cluster[second]}
+            best = max(pair, key=lambda number: ranks[number])
+            cluster = [best if other in pair else other for other in cluster]
+    return {n: best for n, best in enumerate(cluster) if best != n}
 
 
-def choose_box(width, height, fit, subject=None, margin=1):
-    """Return the (left, top, width, height) that becomes the square, in pixels.
-
-    About a subject (left, top, right, bottom) the square is moved to stay inside of the
-    picture, and loses two thirds of its margin before it juts out.
-    """
-    if fit == "stretch":
-        return 0, 0, width, height
-    side = max(width, height) if fit == "pad" else min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    if subject is not None:
-        edges = np.array(subject)
-        longer = max(edges[2:] - edges[:2])
-        tight = min((2 + margin) / 3 * longer, max(width, height))
-        side = round(max(tight, min(margin * longer, side)))
-        room = np.array([width - side, height - side])
-        corner = (edges[:2] + edges[2:] - side) / 2
-        left, top = np.clip(corner, np.minimum(room, 0), np.maximum(room, 0))
-    return round(left), round(top), side, side
-
-
-def resize(image, width, height):
-    """Resize an image: shrink it by averaging areas, enlarge it by cubic curves."""
-    shrunk = min(width, image.shape[1]), min(height, image.shape[0])
-    image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
-
-
-def cut(image, edges, image_size):
-    """Cut a rectangle out of an image, uint8 (H, W, 3), and resize it to a square.
-
-    What lies outside of the image gets the median colour of the border of what lies
-    inside. The edges are left, top, right and bottom in pixels.
-    """
-    left, top, right, bottom = edges
-    image = image[max(0, top) : bottom, max(0, left) : right]
-    x, y = image_size / (right - left), image_size / (bottom - top)
-    width, height = max(1, round(image.shape[1] * x)), max(1, round(len(image) * y))
-    image = resize(image, width, height)
-    if width == height == image_size:
-        return image
-    border = np.vstack([image[0], image[-1], image[:, 0], image[:, -1]])
-    color = np.median(border, axis=0)
-    left, top = round(max(0, -left) * x), round(max(0, -top) * y)
-    right, bottom = image_size - left - width, image_size - top - height
-    edges = top, bottom, left, right
-    return cv2.copyMakeBorder(image, *edges, cv2.BORDER_CONSTANT, value=color)
-
-
-class Row(typing.NamedTuple):
-    """What became of an input: pixels and how they were fitted, or else a reason."""
-
-    name: str
-    reason: str = ""
-    pixels: np.ndarray | None = None  # uint8 (H, W, C)
-    box: tuple = ()  # left, top, width, height in pixels of the upright picture
-    confidence: float | str = ""  # of the subject, where one was looked for
-    area: int = 0  # of the whole picture, in pixels
-    view: np.ndarray | None = None  # uint8 (128, 128, 3), all of it: for the checks
-    sharpness: float = 0.0
-    hashes: np.ndarray | None = None  # see hash_view
-
-
-def make_row(name, source, settings):
-    """Make the Row of an input, a path or an array: uint8 (H, W) or (H, W, C)."""
-    try:
-        return fit_row(name, source, settings)
-    except UnidentifiedImageError:
-        return Row(name, "not an image, or cut short, or of an unknown kind")
-    except ValueError as error:
-        return Row(name, str(error))
-    except Exception as error:  # a damaged file must not stop the others
-        return Row(name, f"damaged or unreadable: {str(error) or repr(error)}")
-
-
-def read_source(name, source, least_side, settings):
-    """Return what read_image does of an input; raise ValueError: why it is none."""
-    endings = ".jpg .jpeg .png .webp .bmp .tif .tiff .gif .avif".split()
-    if isinstance(source, np.ndarray):
-        height, width = source.shape[:2]
-        image = np.broadcast_to(np.atleast_3d(source), (height, width, 3))
-        return image, width, height
-    if not source.is_file():
-        raise ValueError("no file: a broken link, a device, a folder not entered")
-    if "/." in f"/{name}" or source.suffix.lower() not in endings:
-        raise ValueError("not a picture by its name")
-    if source.stat().st_size == 0:
-        raise ValueError("an empty file")
-    return read_image(source, least_side, settings.min_side, settings.max_pixels)
-
-
-def fit_row(name, source, settings):
-    """Make the Row of an input, or raise ValueError: why there is none."""
-    # A subject is a part of its picture; the checks look at 128 pixels.
-    least = settings.image_size * (1 + (settings.fit == "subject"))
-    least = max(least, 128) if settings.checks else least
-    image, width, height = read_source(name, source, least, settings)
-    x, y = image.shape[1] / width, image.shape[0] / height  # 1, or less for a JPEG
-    area, left, top, found = width * height, 0, 0, {}
-    if settings.checks:
-        if max(width, height) > settings.max_aspect * min(width, height):
-            raise ValueError(f"too long: {width} x {height}, above MAX_ASPECT")
-        left, top, right, bottom = trim(image, settings.border_levels)
-        image = image[top:bottom, left:right]
-        width, height = round((right - left) / x), round((bottom - top) / y)
-        left, top = round(left / x), round(top / y)
-        view = cv2.resize(image, (128, 128), interpolation=cv2.INTER_AREA)
-        grey = cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)
-        contrast = grey.std()
-        if contrast < settings.min_contrast:
-            raise ValueError(f"uniform: contrast {contrast:.1f}, below MIN_CONTRAST")
-        if min(width, height) < settings.min_side:
-            raise ValueError(f"too small: {width} x {height} within its border")
-        sharpness = cv2.Laplacian(grey, cv2.CV_32F).std() / contrast
-        found = {"view": view, "sharpness": sharpness, "hashes": hash_view(grey)}
-    subject, confidence = None, ""
-    if settings.fit == "subject":
-        subject, confidence = find_subject(image)
-        sure = confidence >= settings.confidence
-        subject = subject / (x, y, x, y) if sure else None
-    box = choose_box(width, height, settings.fit, subject, settings.margin)
-    edges = (box[0] * x, box[1] * y, (box[0] + box[2]) * x, (box[1] + box[3]) * y)
-    pixels = cut(image, [round(edge) for edge in edges], settings.image_size)
-    if settings.color == "gray":
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
-    box = (box[0] + left, box[1] + top, *box[2:])
-    return Row(name, "", pixels, box, confidence, area, **found)
-
-
-def make_rows(sources, settings, threads):
-    """Yield make_row(*source, settings) of each source in order, made by threads.
-
-    A terminal shows how far it is, how fast, and how much longer it takes.
-    """
-    live = sys.stdout.isatty()
-    with (  # libtiff, for one, writes to stderr, which would break the live line
-        hold_back_stderr(pass_on=True) if live else contextlib.nullcontext(),
-        rich.progress.Progress(disable=not live) as progress,
-        concurrent.futures.ThreadPoolExecutor(threads) as executor,
-    ):
-        task = progress.add_task("", total=len(sources))
-        futures = (executor.submit(make_row, *source, settings) for source in sources)
-        waiting = collections.deque(itertools.islice(futures, 4 * threads))
-        start = time.perf_counter()
-        for done in range(1, len(sources) + 1):
-            yield waiting.popleft().result()
-            waiting.extend(itertools.islice(futures, 1))  # no more at once: memory
-            if live:
-                rate = f"{done / (time.perf_counter() - start):.0f} a second"
-                progress.update(task, completed=done, description=rate)
-
-
-def write_array(path, rows, shape, mirror, views):
-    """Write the pixels of rows, each (H, W, C) = shape, to a .npy file one by one.
-
-    Their views are written to the open file `views`. Returns the Rows without pixels
-    and views: those that were written, in their order, and the rejected ones.
-    """
-    written, rejected = [], []
-    with open(path, "wb") as file:
-        write_header(file, (0, *shape))
-        for row in rows:
-            if row.pixels is None:
-                rejected.append(row)
-                continue
-            file.write(row.pixels)
-            if mirror:
-                file.write(cv2.flip(row.pixels, 1))
-            if row.view is not None:
-                views.write(row.view)
-            written.append(row._replace(pixels=None, view=None))
-        write_header(file, (len(written) * (1 + mirror), *shape))
-    return written, rejected
-
-
-def write_header(file, shape):
-    """Write the header of a .npy file: it is as long whatever the number of rows."""
-    file.seek(0)
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-
-
-def keep_rows(path, numbers, shape, step):
-    """Keep only these groups of `step` rows, each `shape`, of a .npy file, in place."""
-    size = step * math.prod(shape)
-    with open(path, "r+b") as file:
-        write_header(file, (step * len(numbers), *shape))
-        start = file.tell()
-        for new, old in enumerate(numbers):
-            if new != old:
-                file.seek(start + old * size)
-                group = file.read(size)
-                file.seek(start + new * size)
-                file.write(group)
-        file.truncate(start + len(numbers) * size)
-
-
-# ----------------------------------------------------------------------------
-# Near-duplicates
-# ----------------------------------------------------------------------------
 def hash_view(grey):
-    """Return perceptual hashes of a grey view, uint64 (11,).
-
-    A hash has a bit for each of the 63 lowest frequencies of the cosine transform: is
-    it above their median? The first is that of the view, the second of its mirror, the
-    others of nine windows of 0.95 of its sides, which are like a picture cut smaller.
-    """
+    """Return perceptual hashes of a grey view, uint64 (11,)."""
     side = round(0.95 * len(grey))
     starts = (0, (len(grey) - side) // 2, len(grey) - side)
     windows = [grey[y : y + side, x : x + side] for y in starts for x in starts]
     hashes = []
-    for part in (grey, cv2.flip(grey, 1), *windows):
-        part = cv2.resize(part, (32, 32), interpolation=cv2.INTER_AREA)
+    for window in (grey, cv2.flip(grey, 1), *windows):
+        part = cv2.resize(window, (32, 32), interpolation=cv2.INTER_AREA)
         waves = cv2.dct(part.astype(np.float32))[:8, :8].ravel()[1:]
         hashes.append(np.packbits(waves > np.median(waves)))
     return np.array(hashes).view(np.uint64)[:, 0]
 
 
 def find_similar(hashes, max_bits):
-    """Return (i, j, mirrored) of views with similar hashes, uint64 (N, 11).
-
-    Of each the three most similar others are taken, so that pictures which are all
-    alike, as frames of one film, take no longer.
-    """
+    """Return (i, j, mirrored) of views with similar hashes, uint64 (N, 11)."""
     pairs = set()
     references = np.delete(hashes, 1, axis=1)
     for number, queries in enumerate(hashes[:, :2]):
@@ -478,19 +874,14 @@ def find_similar(hashes, max_bits):
 
 
 def align(first, second):
-    """Move and stretch the second of two views, uint8 (H, W, 3), to lie on the first.
-
-    Returns the second, and where it covers the first, bool (H, W). Raises cv2.error
-    where they cannot be laid on each other.
-    """
+    """Move and stretch the second of two grey views to lie on the first."""
     size, warp = len(first), np.eye(2, 3, dtype=np.float32)
-    greys = [cv2.cvtColor(view, cv2.COLOR_RGB2GRAY) for view in (first, second)]
     for side, rounds, blur in ((48, 20, 5), (size, 8, 3)):  # roughly, then well
-        parts = [cv2.resize(x, (side, side), interpolation=3) for x in greys]
-        stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, rounds, 1e-4)
+        parts = [cv2.resize(x, (side, side), interpolation=3) for x in (first, second)]
+        criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, rounds, 1e-4)
         affine = cv2.MOTION_AFFINE
         warp[:, 2] *= side
-        _, warp = cv2.findTransformECC(*parts, warp, affine, stop, None, blur)
+        _, warp = cv2.findTransformECC(*parts, warp, affine, criteria, None, blur)
         warp[:, 2] /= side
     warp[:, 2] *= size
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -501,273 +892,701 @@ def align(first, second):
 
 
 def measure_difference(first, second):
-    """Return how much two views, uint8 (S, S, 3), differ where they differ most.
-
-    One is laid on the other and its brightness fitted. What is compared is the mean
-    difference in windows of a twelfth of the side, in standard deviations: infinite
-    where nothing fits.
-    """
+    """Return how much two grey views differ where they differ most."""
     try:
-        second, covered = align(first, second)
+        second, covered = align(first, np.ascontiguousarray(second))
     except cv2.error:
         return np.inf
     if covered.mean() < 0.6:
         return np.inf
-    # A brighter copy has lost what lies above white, unless white is most of it.
-    bright = cv2.dilate(cv2.max(first, second), np.ones((5, 5))).max(axis=2) >= 240
+    bright = cv2.dilate(cv2.max(first, second), np.ones((5, 5))) >= 240
     used = covered & ~bright if (covered & ~bright).mean() > 0.3 else covered
     views = [cv2.GaussianBlur(x.astype("f4"), (0, 0), 1.5) for x in (first, second)]
     (mean, deviation), (other, scale) = ((v[used].mean(), v[used].std()) for v in views)
     scale += 1e-6
     fitted = (views[0] - mean) * (scale / (deviation + 1e-6)) + other
-    gaps = np.abs(fitted - views[1]).mean(axis=2) * used / scale
+    gaps = np.abs(fitted - views[1]) * used / scale
     return cv2.blur(gaps, (len(first) // 12,) * 2).max()
 
 
-def find_faults(rows, views, settings, threads):
-    """Return {number of a row: why it is no good beside the others}.
+# ----------------------------------------------------------------------------
+# The inputs, and what is known of them
+# ----------------------------------------------------------------------------
+def list_files():
+    """List the files below INPUT, a folder.
 
-    Args:
-        rows: Rows that were checked.
-        views: their views, uint8 (N, 128, 128, 3).
+    Returns:
+        [(name below INPUT, Path)], sorted by name, and the names of the folders that
+        are left out: hidden ones and those that systems keep to themselves.
+
+    Raises:
+        OSError: INPUT may not be read.
     """
-    sharpness = np.array([row.sharpness for row in rows])
-    limit = settings.min_sharpness * np.median(sharpness)
-    faults = {
-        int(number): f"blurred: sharpness {sharpness[number]:.2f}, below {limit:.2f}"
-        for number in np.flatnonzero(sharpness < limit)
-    }
-    sharp = [number for number in range(len(rows)) if number not in faults]
-    hashes = np.array([rows[number].hashes for number in sharp])
-    pairs = find_similar(hashes, settings.hash_bits)
+    root = Path(INPUT)
+    os.listdir(root)
+    ours = list_our_files()
+    paths = []
+    left_out = []
 
-    def compare(pair):
-        first, second = views[sharp[pair[0]]], views[sharp[pair[1]]]
-        return measure_difference(first, second[:, ::-1] if pair[2] else second)
+    def keep(error):  # a folder that may not be read becomes an input with a reason
+        paths.append(Path(error.filename))
 
-    cluster = list(range(len(sharp)))  # the largest picture of each one's cluster
-    with concurrent.futures.ThreadPoolExecutor(threads) as executor:
-        differences = list(executor.map(compare, pairs))
-    for (*pair, _), difference in zip(pairs, differences, strict=True):
-        if difference <= settings.max_difference:
-            pair = {cluster[number] for number in pair}
-            best = max(pair, key=lambda number: (rows[sharp[number]].area, -number))
-            cluster = [best if other in pair else other for other in cluster]
-    for number, best in enumerate(cluster):
-        if best != number:
-            faults[sharp[number]] = f"a near-duplicate of {rows[sharp[best]].name}"
-    return faults
-
-
-def write_table(path, header, lines):
-    """Write a CSV file; bytes of a file name that are no valid text become \\udcNN."""
-    table = open(path, "w", encoding="utf-8", errors="backslashreplace", newline="")
-    with table:
-        csv.writer(table).writerows(itertools.chain([header.split()], lines))
+    for folder, subfolders, names in os.walk(root, onerror=keep):
+        place = Path(folder)
+        for name in list(subfolders):
+            if name.startswith((".", "@")) or name == "__MACOSX":
+                subfolders.remove(name)  # os.walk does not enter it then
+                left_out.append((place / name).relative_to(root).as_posix())
+            elif (place / name).is_symlink():  # nor this, by itself
+                paths.append(place / name)
+        for name in names:
+            known = name in ("manifest.jsonl", "failed.jsonl", "CREDITS.md")
+            if not known and name != "factors.csv":
+                paths.append(place / name)
+    files = []
+    for path in paths:
+        if absolute(path) not in ours:
+            files.append((path.relative_to(root).as_posix(), path))
+    return sorted(files), sorted(left_out)
 
 
+def absolute(path):
+    """Return a path from the root of the disk, its folders without links."""
+    path = Path(path)
+    return path.parent.resolve() / path.name
+
+
+def list_our_files():
+    """Return what the four scripts write, as a set of absolute paths: never inputs."""
+    output = Path(OUTPUT_FILE)
+    paths = [output, Path(PERSON_MODEL)]
+    paths += [output.with_name("images.csv"), output.with_name("rejected.csv")]
+    for name in (
+        "dataset.png",
+        "fitted.png",
+        "rejected.png",
+        "loss.png",
+        "reconstructions.png",
+        "latent_grid.png",
+        "latent_map.png",
+        "traversals.png",
+        "morph.gif",
+        "latent_space.html",
+    ):
+        paths.append(Path(FIGURE_DIR) / name)
+    return set(map(absolute, paths))
+
+
+def load_arrays():
+    """Load INPUT, an .npz file or MNIST.
+
+    Returns:
+        {name: uint8 (N, H, W) or (N, H, W, C)} and {name: labels, (N,)}, for the names
+        x_train and x_test as far as they are there.
+
+    Raises:
+        ValueError: there are none, and why.
+    """
+    arrays = {}
+    labels = {}
+    try:
+        if INPUT == "mnist":
+            with hold_back_stderr(pass_on=False):  # TensorFlow's start-up notes
+                import keras  # only here: it takes seconds
+            train, test = keras.datasets.mnist.load_data()
+            arrays["x_train"], labels["x_train"] = train
+            arrays["x_test"], labels["x_test"] = test
+        elif not zipfile.is_zipfile(INPUT):
+            raise ValueError("no such folder or .npz file")
+        else:
+            with np.load(INPUT, allow_pickle=False) as archive:
+                if "x_train" not in archive:
+                    raise ValueError(f"it holds {list(archive)}, but no x_train")
+                for part in ("train", "test"):
+                    if f"x_{part}" in archive:
+                        arrays[f"x_{part}"] = archive[f"x_{part}"]
+                    with contextlib.suppress(KeyError, ValueError):  # none, or pickled
+                        labels[f"x_{part}"] = archive[f"y_{part}"].ravel()
+    except Exception as error:  # of many kinds; without the web a bare one from Keras
+        raise ValueError(str(error) or type(error).__name__) from error
+    for name, array in arrays.items():
+        good = array.ndim > 2 and array.shape[3:] in ((), (1,), (3,))
+        if array.dtype != np.uint8 or not good:
+            wanted = "uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3)"
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, not {wanted}")
+    return arrays, labels
+
+
+def list_sources():
+    """List the inputs in their final order, and what is known of them.
+
+    The order is shuffled, so that the last rows, which are held out from training, are
+    like the others; those of an `x_test` stay last, in their own order.
+
+    Returns:
+        [(name, Path or array)], {column: {name: text}} and the folders left out.
+
+    Raises:
+        ValueError, OSError: INPUT cannot be used.
+    """
+    random = np.random.default_rng(SEED)
+    if Path(INPUT).is_dir():
+        sources, left_out = list_files()
+        random.shuffle(sources)
+        return sources, read_known(sources), left_out
+    arrays, labels = load_arrays()
+    known = {}
+    groups = []
+    for part, array in arrays.items():
+        group = []
+        for number, image in enumerate(array):
+            group.append((f"{part}[{number}]", image))
+        groups.append(group)
+        for number, label in enumerate(labels.get(part, ())):
+            known.setdefault("label", {})[f"{part}[{number}]"] = str(label)
+    random.shuffle(groups[0])
+    return list(itertools.chain.from_iterable(groups)), known, []
+
+
+def read_known(files):
+    """Return what is known of files below INPUT: {column: {name: text}}.
+
+    Tables are read for what they hold: a file without a line, or a line that is torn,
+    leaves an empty cell.
+    """
+    known = {}
+    manifest = Path(INPUT) / "manifest.jsonl"
+    if manifest.is_file():
+        known["keyword"] = read_keywords(manifest)
+    factors = Path(INPUT) / "factors.csv"
+    if factors.is_file():
+        known |= read_factors(factors)
+    folders = {}
+    for name, _ in files:
+        folders[name] = name.rpartition("/")[0]
+    known["folder"] = folders
+    return known
+
+
+def read_keywords(path):
+    """Return {file: keyword} of a manifest as scrape.py writes it."""
+    keywords = {}
+    with open(path, encoding="utf-8-sig", errors="replace") as lines:
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):  # blank, or torn by a kill
+                continue
+            if isinstance(entry, dict) and entry.get("keyword") is not None:
+                keywords[str(entry.get("file"))] = str(entry["keyword"])
+    return keywords
+
+
+def read_factors(path):
+    """Return {column: {file: text}} of a table with a column `file`."""
+    taken = "row file mirrored left top width height person images_id"
+    taken = {*taken.split(), "keyword", "label", "folder", ""}
+    factors = {}
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        table = csv.DictReader(file)
+        try:
+            for line in table:
+                for name, text in line.items():
+                    # None: cells after the last column, or a line without this one.
+                    if name in (None, "file") or text is None:
+                        continue
+                    column = name
+                    while column in taken:
+                        column = f"factor_{column}"
+                    factors.setdefault(column, {})[line.get("file")] = text
+        except csv.Error as error:
+            print(f"Left out the rest of {path}: {error}")
+    return factors
+
+
+def mirror_text(column, text):
+    """Return what a column says in a mirror row: left becomes right in `shift`."""
+    if column == "shift":
+        with contextlib.suppress(ValueError):
+            return str(0 - float(text))
+    return text
+
+
+# ----------------------------------------------------------------------------
+# Figures
+# ----------------------------------------------------------------------------
 def plot_sheet(path, tiles, columns, side, caption):
     """Draw a sheet of tiles: (image, uint8 (H, W, C), label) in lines of `columns`."""
-    high = side + 12 * any(label for _, label in tiles)
-    lines = -(-len(tiles) // columns)
+    high = side
+    if any(label for _, label in tiles):
+        high += 12
+    lines = math.ceil(len(tiles) / columns)
     sheet = Image.new("RGB", (columns * side, lines * high + 20), "white")
     draw = ImageDraw.Draw(sheet)
     for number, (image, label) in enumerate(tiles):
-        left, top = number % columns * side, number // columns * high
+        left = number % columns * side
+        top = number // columns * high
         sheet.paste(Image.fromarray(image.squeeze()), (left, top))
-        label = label.encode("ascii", "replace").decode().replace("\n", " ")
-        draw.text((left + 2, top + side), label[: side // 6], "black")
+        text = label.encode("ascii", "replace").decode().replace("\n", " ")
+        draw.text((left + 2, top + side), text[: side // 6], "black")
     text = f"{caption}; training images: check rights before publishing"
     draw.text((4, lines * high + 4), text, "black")
     sheet.save(path, "PNG", compress_level=1)  # a fifth of the time, a tenth larger
 
 
-def draw_original(source, box, side, settings):
-    """Draw an input and the box of it that is used, uint8 (side, side, 3)."""
+def draw_original(source, box, side):
+    """Draw an input and the Box of it that is used, uint8 (side, side, 3)."""
     tile = np.full((side, side, 3), 230, np.uint8)
-    with contextlib.suppress(Exception):  # it is no picture: an empty tile
-        image, width, height = read_source("", source, side, settings)
-        scale = (side - 4) / max(width, height)
-        size = [max(1, round(scale * length)) for length in (width, height)]
-        tile[: size[1], : size[0]] = resize(image, *size)
-        if box:
-            left, top, wide, high = (round(scale * length) for length in box)
-            corners = (left, top), (left + wide, top + high)
-            cv2.rectangle(tile, *corners, (0, 255, 0), 2)
+    try:
+        picture = read_source(source, side)
+    except Rejected:  # it is no picture: an empty tile
+        return tile
+    scale = (side - 4) / max(picture.box.width, picture.box.height)
+    width = max(1, round(scale * picture.box.width))
+    height = max(1, round(scale * picture.box.height))
+    tile[:height, :width] = resize(picture.pixels, width, height)
+    if box:
+        start = (round(scale * box.left), round(scale * box.top))
+        end = (round(scale * box.right), round(scale * box.bottom))
+        cv2.rectangle(tile, start, end, (0, 255, 0), 2)
     return tile
 
 
-def plot_originals(path, rows, sources, settings, caption):
-    """Draw up to 48 inputs of rows, evenly spread, with their boxes or reasons."""
-    rows, places, tiles = sorted(rows, key=lambda row: row.reason), dict(sources), []
+def choose_sample(rows):
+    """Return up to 48 of a list, evenly spread."""
     count = min(48, len(rows))
-    for row in (rows[number * len(rows) // count] for number in range(count)):
-        tile = draw_original(places[row.name], row.box, 160, settings)
-        tiles.append((tile, row.reason or f"confidence {row.confidence or '-'}"))
-    plot_sheet(path, tiles, 8, 160, f"{count} of {len(rows)} {caption}")
+    sample = []
+    for number in range(count):
+        sample.append(rows[number * len(rows) // count])
+    return sample
 
 
-def plot_dataset(path, images_file, step):
-    """Draw 100 rows of an array, every step-th, ten in a line, 128 pixels at most."""
-    images = np.load(images_file, mmap_mode="r")[::step][:100]
+def plot_rejected(path, rejected, sources):
+    """Draw rejected inputs with their boxes, if it came so far, and the reasons."""
+    places = dict(sources)
+    sample = choose_sample(sorted(rejected, key=lambda row: row.reason))
+    tiles = []
+    for row in sample:
+        tile = draw_original(places[row.name], row.box, 160)
+        tiles.append((tile, row.reason))
+    plot_sheet(path, tiles, 8, 160, f"{len(sample)} of {len(rejected)} rejected inputs")
+
+
+def plot_fitted(path, rows, sources, images_file):
+    """Draw inputs with their squares, and with BACKGROUND = "gray" what was kept."""
+    places = dict(sources)
+    images = np.load(images_file, mmap_mode="r")[:: rows_for_each()]
+    tiles = []
+    sample = choose_sample(list(range(len(rows))))
+    for number in sample:
+        row = rows[number]
+        label = ""
+        if FIT == "person":
+            label = f"person {100 * row.person:.0f} %"
+        tiles.append((draw_original(places[row.name], row.box, 160), label))
+        if BACKGROUND == "gray":
+            tiles.append((resize(images[number], 156, 156), ""))
+    caption = f"{len(sample)} of {len(rows)} inputs and their squares"
+    plot_sheet(path, tiles, 8, 160, caption)
+
+
+def plot_dataset(path, images_file):
+    """Draw the first 100 pictures of an array, ten in a line, 128 pixels at most."""
+    images = np.load(images_file, mmap_mode="r")[:: rows_for_each()][:100]
     side = min(128, images.shape[1])
-    tiles = [(resize(image, side, side), "") for image in images]
-    tiles += [(np.full((1, 1, 3), 255, np.uint8), "")] * (100 - len(tiles))
+    tiles = []
+    for image in images:
+        tiles.append((resize(image, side, side), ""))
+    white = np.full((1, 1, 3), 255, np.uint8)
+    while len(tiles) < 100:
+        tiles.append((white, ""))
     plot_sheet(path, tiles, 10, side, "the first images")
 
 
-def check_settings(settings):
-    """End the script with a message if a setting is not what it has to be."""
-    fits, sizes = ("subject", "crop", "pad", "stretch"), range(28, 4097, 4)
-    whole = "min_side max_pixels seed border_levels hash_bits"
-    numbers = "confidence min_contrast min_sharpness max_difference"
-    for names, kinds, good, expected in (
-        ("input output_file figure_dir", [str], len, "a text"),
-        ("output_file", [str], lambda x: x.endswith(".npy"), "a .npy file"),
-        ("image_size", [int], sizes.count, "a multiple of 4 from 28 to 4096"),
-        ("color", [str], ("rgb", "gray").count, '"rgb" or "gray"'),
-        ("fit", [str], fits.count, f"one of {fits}"),
-        ("mirror checks", [bool], lambda x: True, "True or False"),
-        (whole, [int], lambda x: x >= 0, "a whole number, 0 or more"),
-        (numbers, [int, float], lambda x: x >= 0, "a number, 0 or more"),
-        ("margin max_aspect", [int, float], lambda x: x >= 1, "a number, 1 or more"),
-    ):
-        for name in names.split():
-            value = getattr(settings, name)
-            if type(value) not in kinds or not good(value):
-                text = f"{name.upper()} = {value!r}: expected {expected}"
-                sys.exit(f"{text}. Edit it at the top of preprocess.py.")
+# ----------------------------------------------------------------------------
+# Files
+# ----------------------------------------------------------------------------
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a temporary path beside `path`, which takes its place on success.
+
+    Temporary files of `path` that runs left when they were killed go as well.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for leftover in path.parent.glob(f".*-{glob.escape(path.name)}"):
+        pid = leftover.name[1:].partition("-")[0]
+        if pid.isdecimal() and not is_running(int(pid)):
+            leftover.unlink(missing_ok=True)
 
 
-def take_out_faults(path, rows, shape, views, settings, threads):
-    """Take the rows that are no good beside the others out of a .npy file.
+def is_running(pid):
+    """Return whether a process of this number runs on this machine."""
+    if os.name == "nt":
+        return True  # os.kill would end it there: rather a file too many
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is another user's
+        return True
+    return True
+
+
+def rows_for_each():
+    """Return how many rows of the array a picture gets."""
+    if MIRROR:
+        return 2
+    return 1
+
+
+def image_shape():
+    """Return the shape of a row, (H, W, C)."""
+    if COLOR == "rgb":
+        return IMAGE_SIZE, IMAGE_SIZE, 3
+    return IMAGE_SIZE, IMAGE_SIZE, 1
+
+
+def write_header(file, count):
+    """Write the header of a .npy file of so many pictures: its length never changes."""
+    file.seek(0)
+    shape = (count * rows_for_each(), *image_shape())
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def write_array(path, rows, views):
+    """Write the pixels of Rows to a .npy file one by one, and their views to a file.
+
+    Returns:
+        The Rows that were written, in their order, and the rejected ones, without
+        pixels and views.
+    """
+    written = []
+    rejected = []
+    with open(path, "wb") as file:
+        write_header(file, 0)
+        for row in rows:
+            if row.reason:
+                rejected.append(row)
+            else:
+                file.write(row.pixels)
+                if MIRROR:
+                    file.write(cv2.flip(row.pixels, 1))
+                if row.view is not None:
+                    views.write(row.view)
+                written.append(row)
+            row.pixels = None
+            row.view = None
+        write_header(file, len(written))
+    return written, rejected
+
+
+def take_out_faults(path, rows, views):
+    """Take what is no good beside the others out of a .npy file.
 
     Args:
-        rows: Rows that were checked: all of the file, each `shape`, without mirrors.
+        path: of the file, with the pixels of all the rows.
+        rows: Rows that were checked.
         views: an open file with their views.
 
     Returns:
         The Rows that stay, and those that were taken out, with their reasons.
     """
     views.flush()
-    pictures = np.memmap(views, np.uint8, "r").reshape(-1, 128, 128, 3)
-    faults = find_faults(rows, pictures, settings, threads)
-    kept = [number for number in range(len(rows)) if number not in faults]
-    keep_rows(path, kept, shape, 1 + settings.mirror)
-    rejected = [rows[number]._replace(reason=faults[number]) for number in faults]
-    return [rows[number] for number in kept], rejected
+    views = np.memmap(views, np.uint8, "r").reshape(-1, VIEW_SIDE, VIEW_SIDE)
+    find_faults(rows, views)
+    kept = []
+    rejected = []
+    size = rows_for_each() * math.prod(image_shape())
+    with open(path, "r+b") as file:
+        write_header(file, 0)
+        start = file.tell()
+        # Those that stay move up. Making them once more would take twice the time.
+        for number, row in enumerate(rows):
+            if row.reason:
+                rejected.append(row)
+                continue
+            if len(kept) < number:
+                file.seek(start + number * size)
+                pixels = file.read(size)
+                file.seek(start + len(kept) * size)
+                file.write(pixels)
+            kept.append(row)
+        file.truncate(start + len(kept) * size)
+        write_header(file, len(kept))
+    return kept, rejected
 
 
-def write_index(path, images_file, rows, step):
-    """Write images.csv: `step` lines for each Row, all with the id of the array."""
+def write_table(path, header, lines):
+    """Write a CSV file; bytes of a file name that are no valid text become \\udcNN."""
+    options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    with open(path, "w", **options) as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(lines)
+
+
+def write_index(path, images_file, rows, known):
+    """Write images.csv: a line for each row of the array, all with its id.
+
+    Args:
+        rows: the Rows, without the mirrors.
+        known: {column: {name: text}}.
+    """
     with open(images_file, "rb") as file:
         images_id = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    header = "row file mirrored left top width height confidence images_id"
-    lines = (
-        (step * n + mirrored, row.name, mirrored, *row.box, row.confidence, images_id)
-        for n, row in enumerate(rows)
-        for mirrored in range(step)
-    )
+    header = ["row", "file", "mirrored", "left", "top", "width", "height"]
+    if FIT == "person":
+        header.append("person")
+    header += ["images_id", *known]
+    lines = []
+    for row in rows:
+        box = row.box
+        for mirrored in range(rows_for_each()):
+            line = [len(lines), row.name, mirrored]
+            line += [box.left, box.top, box.width, box.height]
+            if FIT == "person":
+                line.append(f"{row.person:.4f}")
+            line.append(images_id)
+            for column, texts in known.items():
+                text = texts.get(row.name, "")
+                if mirrored:
+                    text = mirror_text(column, text)
+                line.append(text)
+            lines.append(line)
     write_table(path, header, lines)
 
 
-def prepare(sources, settings, shape, failure):
-    """Write all files and return the Rows, without the mirrors, and a word on the rest.
+def prepare(sources, known):
+    """Write all files.
 
-    Without any row the script ends with the message `failure`: only rejected.csv and
-    rejected.png are written then, and what an earlier run left stays.
+    Returns:
+        How many pictures became rows, and a word on the others. Without any, only
+        rejected.csv and rejected.png are written, and what an earlier run left stays.
     """
-    threads, step = os.cpu_count() or 1, 1 + settings.mirror
-    output, figures = Path(settings.output_file), Path(settings.figure_dir)
+    output = Path(OUTPUT_FILE)
+    figures = Path(FIGURE_DIR)
     with (
         replacing(output) as new_output,
         replacing(output.with_name("images.csv")) as new_index,
         replacing(figures / "dataset.png") as new_dataset,
         replacing(figures / "fitted.png") as new_fitted,
         tempfile.TemporaryFile(dir=output.parent) as views,
-        contextlib.closing(make_rows(sources, settings, threads)) as rows,
+        contextlib.closing(make_rows(sources)) as made,
     ):
-        rows, rejected = write_array(new_output, rows, shape, settings.mirror, views)
+        rows, rejected = write_array(new_output, made, views)
         if rows and rows[0].hashes is not None:
-            rows, faulty = take_out_faults(
-                new_output, rows, shape, views, settings, threads
-            )
+            rows, faulty = take_out_faults(new_output, rows, views)
             rejected += faulty
         rejected.sort(key=lambda row: row.name)
         with replacing(output.with_name("rejected.csv")) as new_rejected:
-            lines = ((row.name, row.reason) for row in rejected)
-            write_table(new_rejected, "file reason", lines)
+            lines = [(row.name, row.reason) for row in rejected]
+            write_table(new_rejected, ["file", "reason"], lines)
         with replacing(figures / "rejected.png") as new_figure:
-            plot_originals(new_figure, rejected, sources, settings, "rejected inputs")
-        reasons = "; ".join(f"{row.name!r}: {row.reason}" for row in rejected[:3])
-        reasons = f"{len(rejected)} rejected{reasons and ', such as '}{reasons}"
+            plot_rejected(new_figure, rejected, sources)
         if not rows:
-            sys.exit(f"{failure} {reasons}; see {output.with_name('rejected.csv')}")
-        write_index(new_index, new_output, rows, step)
-        plot_dataset(new_dataset, new_output, step)
-        plot_originals(new_fitted, rows, sources, settings, "inputs and their squares")
-    return rows, reasons
+            explain_nothing(rejected)
+        write_index(new_index, new_output, rows, known)
+        plot_dataset(new_dataset, new_output)
+        plot_fitted(new_fitted, rows, sources, new_output)
+    return len(rows), describe(rejected)
 
 
-def clear_up(output):
-    """Remove the temporary files of a run that was killed, ten minutes ago or more."""
-    for leftover in output.parent.glob(f".[0-9]*-{output.name}"):
-        if leftover.stat().st_mtime < time.time() - 600:
-            leftover.unlink(missing_ok=True)
+def describe(rejected):
+    """Return a few words on rejected Rows."""
+    if not rejected:
+        return "0 rejected"
+    examples = []
+    for row in rejected[:3]:
+        examples.append(f"{row.name!r}: {row.reason}")
+    return f"{len(rejected)} rejected, such as {'; '.join(examples)}"
+
+
+def explain_nothing(rejected):
+    """End the script: no input became a row."""
+    table = Path(OUTPUT_FILE).with_name("rejected.csv").resolve()
+    found = f"Found no usable picture in {find_input()} (INPUT)"
+    sys.exit(f"{found}: {describe(rejected)}. See {table} for each.")
+
+
+# ----------------------------------------------------------------------------
+# Settings and main
+# ----------------------------------------------------------------------------
+def check(good, name, value, expected):
+    """End the script with a message if a setting is not what it has to be."""
+    if not good:
+        script = Path(__file__).name
+        text = f"{name} = {value!r}: expected {expected}"
+        sys.exit(f"{text}. Edit it at the top of {script}.")
+
+
+def is_whole(value, low, high=1_000_000):
+    """Return whether a value is a whole number from low to high, and no bool."""
+    return type(value) is int and low <= value <= high
+
+
+def is_number(value, low, high=math.inf):
+    """Return whether a value is a finite number from low to high, and no bool."""
+    return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
+
+
+def open_stdout():
+    """Make stdout take any text, also in a notebook and where the shell closed it."""
+    if sys.stdout is None:  # closed by >&-
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout is no real stream
+        sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
+
+
+def stop(error, path):
+    """End the script with one message about an OSError, of stdout or of a file.
+
+    Args:
+        error: the OSError. Where it names no file, it was met in writing.
+        path: what was most likely being written then.
+    """
+    try:
+        sys.stdout.flush()  # what a full disk or a closed pipe refused is still there
+    except (OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
+        sys.exit(f"Cannot write to stdout: {error.strerror}. Mend it and run again.")
+    name = Path(error.filename or path).resolve()
+    sys.exit(f"Cannot write {name}: {error.strerror or error}. Mend it and run again.")
+
+
+def check_settings():
+    """End the script with a message if a setting is not what it has to be."""
+    for name, value in (
+        ("INPUT", INPUT),
+        ("OUTPUT_FILE", OUTPUT_FILE),
+        ("FIGURE_DIR", FIGURE_DIR),
+        ("PERSON_MODEL", PERSON_MODEL),
+        ("PERSON_MODEL_URL", PERSON_MODEL_URL),
+        ("PERSON_MODEL_SHA256", PERSON_MODEL_SHA256),
+    ):
+        check(type(value) is str and value != "", name, value, "a text")
+    check(OUTPUT_FILE.endswith(".npy"), "OUTPUT_FILE", OUTPUT_FILE, "a .npy file")
+    size = "a multiple of 4 from 28 to 4096"
+    check(is_whole(IMAGE_SIZE, 28, 4096), "IMAGE_SIZE", IMAGE_SIZE, size)
+    check(IMAGE_SIZE % 4 == 0, "IMAGE_SIZE", IMAGE_SIZE, size)
+    check(COLOR in ("rgb", "gray"), "COLOR", COLOR, '"rgb" or "gray"')
+    fits = '"crop", "person", "pad" or "stretch"'
+    if FIT == "subject":
+        fits += ' ("subject" went: "person" finds people, and finds them better)'
+    check(FIT in ("crop", "person", "pad", "stretch"), "FIT", FIT, fits)
+    backgrounds = '"keep" or "gray"'
+    check(BACKGROUND in ("keep", "gray"), "BACKGROUND", BACKGROUND, backgrounds)
+    can_be_gray = BACKGROUND == "keep" or FIT == "person"
+    need = f'"keep", because FIT is {FIT!r}: with "person" the background can be grey'
+    check(can_be_gray, "BACKGROUND", BACKGROUND, need)
+    check(type(MIRROR) is bool, "MIRROR", MIRROR, "True or False")
+    check(type(CHECKS) is bool, "CHECKS", CHECKS, "True or False")
+    whole = "a whole number, 0 or more"
+    check(is_whole(MIN_SIDE, 0), "MIN_SIDE", MIN_SIDE, whole)
+    check(is_whole(MAX_PIXELS, 0, 10**10), "MAX_PIXELS", MAX_PIXELS, whole)
+    check(is_whole(SEED, 0, 2**63), "SEED", SEED, whole)
+    check_limits()
+
+
+def check_limits():
+    """End the script with a message if a limit of the checks is not a number."""
+    share = "a number from 0 to 1"
+    check(is_number(MIN_PERSON, 0, 1), "MIN_PERSON", MIN_PERSON, share)
+    check(is_number(MARGIN, 1, 10), "MARGIN", MARGIN, "a number from 1 to 10")
+    levels = "a whole number from 0 to 255"
+    check(is_whole(BORDER_LEVELS, 0, 255), "BORDER_LEVELS", BORDER_LEVELS, levels)
+    number = "a number, 0 or more"
+    check(is_number(MIN_CONTRAST, 0), "MIN_CONTRAST", MIN_CONTRAST, number)
+    check(is_number(MAX_ASPECT, 1), "MAX_ASPECT", MAX_ASPECT, "a number, 1 or more")
+    check(is_number(MIN_SHARPNESS, 0), "MIN_SHARPNESS", MIN_SHARPNESS, number)
+    bits = "a whole number from 0 to 64"
+    check(is_whole(HASH_BITS, 0, 64), "HASH_BITS", HASH_BITS, bits)
+    check(is_number(MAX_DIFFERENCE, 0), "MAX_DIFFERENCE", MAX_DIFFERENCE, number)
+
+
+def find_input():
+    """Return what INPUT is, for messages: its resolved path, or "mnist"."""
+    if INPUT == "mnist":
+        return INPUT
+    return Path(INPUT).resolve()
+
+
+def print_plan(sources, left_out):
+    """Print what the script is about to do."""
+    is_folder = Path(INPUT).is_dir()
+    has_manifest = (Path(INPUT) / "manifest.jsonl").is_file()
+    if FIT == "crop" and is_folder and has_manifest:
+        better = 'FIT = "person" and BACKGROUND = "gray"'
+        print(f"Photographs of people come out better with {better}.")
+    if left_out:
+        count = f"{len(left_out)} folder" + "s" * (len(left_out) > 1)
+        print(f"Left out {count} of the system, such as {left_out[0]!r}")
+    plan = f"{FIT} to {' x '.join(map(str, image_shape()))}"
+    if BACKGROUND == "gray":
+        plan += ", background grey"
+    if MIRROR:
+        plan += ", with mirrors"
+    size = len(sources) * rows_for_each() * math.prod(image_shape())
+    if is_folder and CHECKS:
+        size += len(sources) * VIEW_SIDE**2
+    else:
+        plan += ", without checks"
+    print(f"Preparing {INPUT} ({len(sources)} inputs): {plan}")
+    print(f"It takes up to {size / 1e6:.0f} MB of disk while it runs")
 
 
 def main():
-    settings = types.SimpleNamespace(
-        input=INPUT, output_file=OUTPUT_FILE, figure_dir=FIGURE_DIR, seed=SEED,
-        image_size=IMAGE_SIZE, color=COLOR, fit=FIT, mirror=MIRROR, min_side=MIN_SIDE,
-        max_pixels=MAX_PIXELS, margin=MARGIN, confidence=CONFIDENCE, checks=CHECKS,
-        border_levels=BORDER_LEVELS, min_contrast=MIN_CONTRAST, max_aspect=MAX_ASPECT,
-        min_sharpness=MIN_SHARPNESS, hash_bits=HASH_BITS, max_difference=MAX_DIFFERENCE,
-    )  # fmt: skip
-    check_settings(settings)
-    if not Path(INPUT).is_dir():  # the images of an array were prepared by others
-        settings.checks, settings.fit = False, FIT.replace("subject", "crop")
+    check_settings()
     start = time.perf_counter()
-    sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be printed
     Image.init()  # here, not in several threads at once
     Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is checked instead
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata is no news here
     cv2.setNumThreads(1)  # the threads work on different pictures instead
-    place = INPUT if INPUT == "mnist" else Path(INPUT).resolve()
     remedy = "Run scrape.py first, or tests/draw_athletes.py, or name an .npz file."
     try:
-        sources = list_sources(INPUT, SEED)
+        sources, known, left_out = list_sources()
     except (ValueError, OSError) as error:
-        sys.exit(f"Cannot use {place} (INPUT): {error}. {remedy}")
+        sys.exit(f"Cannot use {find_input()} (INPUT): {error}. {remedy}")
+    if not sources:
+        sys.exit(f"Found no file in {find_input()} (INPUT). {remedy}")
+    if FIT == "person":
+        check(
+            Path(INPUT).is_dir(),
+            "FIT",
+            FIT,
+            f'"crop", "pad" or "stretch", because INPUT is {INPUT!r}: arrays are taken '
+            "whole or by their centre",
+        )
+        get_model()
+    print_plan(sources, left_out)
 
-    shape = (IMAGE_SIZE, IMAGE_SIZE, 3 if COLOR == "rgb" else 1)
-    size = " x ".join(map(str, shape))
-    print(
-        f"Preparing {INPUT} ({len(sources)} inputs): {settings.fit} to {size}"
-        f"{', with mirrors' if MIRROR else ''}"
-        f"{'' if settings.checks else ', without checks'}"
-    )
+    count, rejected = prepare(sources, known)
     output = Path(OUTPUT_FILE)
-    try:
-        clear_up(output)
-        failure = f"Found no usable picture in {place} (INPUT). {remedy} There were"
-        rows, reasons = prepare(sources, settings, shape, failure)
-    except OSError as error:
-        path = Path(error.filename or output).resolve()
-        sys.exit(f"Cannot write {path}: {error.strerror}. Mend it and run again.")
-    print(f"Wrote {output.with_name('images.csv')} and rejected.csv ({reasons})")
+    print(f"Wrote {output.with_name('images.csv')} and rejected.csv ({rejected})")
     pictures = "dataset.png, fitted.png and rejected.png"
     notice = "training images: check rights before publishing"
     print(f"Wrote {pictures} in {FIGURE_DIR} ({notice})")
+    shape = " x ".join(map(str, (count * rows_for_each(), *image_shape())))
     print(
-        f"Wrote {output} (uint8, {len(rows) * (1 + MIRROR)} x {size}, "
-        f"{output.stat().st_size / 1e6:.0f} MB) in {time.perf_counter() - start:.1f} s"
+        f"Wrote {output} (uint8, {shape}, {output.stat().st_size / 1e6:.0f} MB) "
+        f"in {time.perf_counter() - start:.1f} s"
     )
 
 
 if __name__ == "__main__":
+    open_stdout()
     try:
         main()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("Stopped: earlier files are as they were, run again.", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        stop(error, OUTPUT_FILE)
