@@ -71,7 +71,7 @@ SEED = 0  # order of the pictures: the last rows are held out from training
 
 # People, for FIT = "person"
 MIN_PERSON = 0.02  # of the picture, for the largest person: less is "no person found"
-MARGIN = 1.15  # side of the square in parts of the people: 1 cuts off feet and fists
+MARGIN = 1.15  # side of the square in parts of the person: 1 cuts off feet and fists
 PERSON_MODEL = "data/person.tflite"  # fetched if it is not there; or put it there
 PERSON_MODEL_URL = (  # edit address and hash together: for a mirror or another model
     "https://storage.googleapis.com/mediapipe-assets/"
@@ -233,7 +233,7 @@ def read_cut_jpeg(path, least_side):
     Two different ends are put to what is there. Where they make different pixels, the
     pixels of the file are missing.
     """
-    start = path.read_bytes()
+    start = path.read_bytes().rstrip(b"\xff")  # of a pair of bytes, it may be the half
     pictures = []
     for end in (b"", 20_000 * b"\x5a\xa5"):
         file = io.BytesIO(start + end + b"\xff\xd9")
@@ -416,17 +416,19 @@ def choose_box(content, room, people):
     """
     if FIT == "stretch":
         return content
+    if FIT == "person":
+        content = people
     longer = max(content.width, content.height)
-    shortest = min(room.width, room.height)
-    if FIT == "pad":
-        return place_square(content, longer, room)
+    # With some margin, as far as the room has it.
     if FIT == "crop":
-        return place_square(content, min(longer, shortest), room)
-    longer = max(people.width, people.height)
-    # Moved before padded: a third of the margin goes before it juts out of the room.
-    tight = min((1 + 2 * MARGIN) / 3 * longer, max(room.width, room.height))
-    side = max(tight, min(MARGIN * longer, shortest))
-    return place_square(people, round(side), room)
+        side = min(MARGIN * longer, room.width, room.height)
+    elif FIT == "pad":
+        side = min(MARGIN * longer, max(room.width, room.height))
+    else:
+        # Before the square juts out of the room it loses a third of the margin.
+        tight = min((1 + 2 * MARGIN) / 3 * longer, max(room.width, room.height))
+        side = max(tight, min(MARGIN * longer, room.width, room.height))
+    return place_square(content, round(side), room)
 
 
 def resize(image, width, height):
@@ -1458,6 +1460,7 @@ def stop(error, path):
         os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
         sys.exit(f"Cannot write to stdout: {error.strerror}. Mend it and run again.")
     name = Path(error.filename or path).resolve()
+    name = name.with_name(name.name.removeprefix(f".{os.getpid()}-"))  # of replacing()
     sys.exit(f"Cannot write {name}: {error.strerror or error}. Mend it and run again.")
 
 
