@@ -627,6 +627,7 @@ def find_people(picture, room):
     if found is not None:
         people = found
     mask = second * np.clip(3 * move_mask(first, box, closer), 0, 1)
+    mask = cv2.GaussianBlur(mask, (0, 0), 1.5)  # a sure edge becomes soft as well
     return people, share, mask, closer
 
 
@@ -733,7 +734,7 @@ def check_content(row, picture, content):
     contrast = row.view.std()
     if contrast < MIN_CONTRAST:
         raise Rejected(f"uniform: contrast {contrast:.1f}, below MIN_CONTRAST")
-    row.sharpness = cv2.Laplacian(row.view, cv2.CV_32F).std() / contrast
+    row.sharpness = cv2.Laplacian(row.view, cv2.CV_32F).std() / max(contrast, 1e-6)
     row.hashes = hash_view(row.view)
 
 

@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 import pytest
 from conftest import load_script
-from PIL import Image, ImageCms
 from pictures import (
     BLACK,
     BLUE,
@@ -17,13 +16,13 @@ from pictures import (
     WHITE,
     YELLOW,
     assert_corners,
-    draw_noise,
     draw_photo,
     draw_quarters,
     encode,
     load_preprocess,
     make_png,
 )
+from PIL import Image, ImageCms
 
 preprocess = load_preprocess(MIN_SIDE=1)
 unix = pytest.mark.skipif(os.name != "posix", reason="needs Unix permissions")
@@ -67,7 +66,16 @@ def test_every_kind_of_file_is_read_in_rgb(tmp_path, ending):
     assert_corners(image, QUARTERS, tolerance)
 
 
-NAMES = ("x.jfif", "x.jpe", "x.mpo", "X.JPG", "d.jpg?w=400", "picture", "x.png", "a.b.c")
+NAMES = (
+    "x.jfif",
+    "x.jpe",
+    "x.mpo",
+    "X.JPG",
+    "d.jpg?w=400",
+    "picture",
+    "x.png",
+    "a.b.c",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -432,7 +440,9 @@ def make_rgb_profile(matrix, curve):
 def to_light(values):
     """Undo the curve of sRGB, 0..1."""
     values = np.asarray(values, float)
-    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    return np.where(
+        values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4
+    )
 
 
 def draw_muted(seed=0):
@@ -497,9 +507,7 @@ def test_a_cmyk_jpeg_with_a_profile(tmp_path):
     cmyk = np.dstack([255 - photo, np.zeros(photo.shape[:2], np.uint8)])
     image = Image.fromarray(cmyk, "CMYK")
     profile = make_cmyk_profile()
-    image.save(
-        tmp_path / "x.jpg", quality=100, subsampling=0, icc_profile=profile
-    )
+    image.save(tmp_path / "x.jpg", quality=100, subsampling=0, icc_profile=profile)
     assert_same(tmp_path / "x.jpg", photo)
     half = np.full((64, 64, 4), (0, 0, 0, 128), np.uint8)  # black: not what Pillow does
     image = Image.fromarray(half, "CMYK")
@@ -537,4 +545,3 @@ def test_a_profile_under_transparency_and_orientation(tmp_path):
     (tmp_path / "x.png").write_bytes(data)
     expected = [YELLOW, (188, 188, 188), GREEN, WHITE]
     assert_corners(read(tmp_path / "x.png")[0], expected, 2)
-

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 from conftest import load_script
-from PIL import Image
 from pictures import draw_noise, draw_photo, encode, load_preprocess, psnr
+from PIL import Image
 
 preprocess = load_preprocess(MIN_SIDE=1)
 Box, Picture = preprocess.Box, preprocess.Picture
@@ -154,7 +154,7 @@ def test_narrow_content_is_not_too_small(tmp_path):
 
 
 def test_what_is_cut_is_what_the_box_says(tmp_path):
-    """With a frame about it: the box is in pixels of the file, the frame is not seen."""
+    """With a frame about it the box is in pixels of the file; the frame is not seen."""
     photo = draw_photo(3, 400, 300)
     framed = np.pad(photo, ((40, 20), (30, 10), (0, 0)), constant_values=7)
     Image.fromarray(framed).save(tmp_path / "x.png")
