@@ -19,7 +19,7 @@ Writes  OUTPUT_FILE: uint8 (N, H, W, C), 0..255, RGB (C = 3) or grey (C = 1); wi
         that were cut, and of the rejected ones with the reasons: look at both.
 
 Rows are written as they are made, so that memory stays flat however many there are.
-While it runs, it needs 16 kB a picture on the disk of OUTPUT_FILE besides the array.
+While it runs, it needs 49 kB a picture on the disk of OUTPUT_FILE besides the array.
 
 The file in order: reading a picture, its content, the people in it, its square, its
 row, copies, what is known of the pictures, figures, files, settings and main().
@@ -85,8 +85,9 @@ BORDER_LEVELS = 8  # a border's colours differ by so little, of 255: the noise o
 MIN_CONTRAST = 6.0  # standard deviation of the greys, of 255: a photo has 30 to 80
 MAX_ASPECT = 4.0  # longer by shorter side: banners and strips; lying athletes have 3.5
 MIN_SHARPNESS = 0.3  # of the median of all pictures: one blurred by a 64th of its side
-HASH_BITS = 8  # of 64 that may differ: copies differ by 6 at most, others by 12 or more
-MAX_DIFFERENCE = 0.065  # of pixels, in deviations: copies have 0.054, others 0.093
+HASH_BITS = 10  # of 63 that may differ; a larger number compares more pairs closely
+MAX_DIFFERENCE = 0.08  # of tones, in deviations, of copies that were cut or scaled
+MAX_EXACT_DIFFERENCE = 0.14  # of those that lie on each other unmoved: tone edits
 # ----------------------------------------------------------------------------
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # Pillow's names
@@ -665,8 +666,8 @@ class Row:
         box: the Box that they show.
         person: share of the picture that the largest person covers, with FIT =
             "person".
-        view: uint8 (VIEW_SIDE, VIEW_SIDE), grey, all of its content; None without the
-            checks, and once it is written.
+        view: all of its content, stretched to uint8 (VIEW_SIDE, VIEW_SIDE, 3), RGB;
+            None without the checks, and once it is written.
         sharpness: of the view.
         hashes: of the view, see hash_view.
         content: what is lost with it: pixels within its border, bytes of the file.
@@ -730,22 +731,13 @@ def check_content(row, picture, content):
     if max(content.width, content.height) < MIN_SIDE:
         size = f"{content.width} x {content.height}"
         raise Rejected(f"too small: {size} within its border, below MIN_SIDE")
-    row.view = view_content(picture, content)
-    contrast = row.view.std()
+    row.view = cut(picture, content, content, VIEW_SIDE)
+    grey = cv2.cvtColor(row.view, cv2.COLOR_RGB2GRAY)
+    contrast = grey.std()
     if contrast < MIN_CONTRAST:
         raise Rejected(f"uniform: contrast {contrast:.1f}, below MIN_CONTRAST")
-    row.sharpness = cv2.Laplacian(row.view, cv2.CV_32F).std() / max(contrast, 1e-6)
+    row.sharpness = cv2.Laplacian(grey, cv2.CV_32F).std() / max(contrast, 1e-6)
     row.hashes = hash_view(row.view)
-
-
-def view_content(picture, content):
-    """Return the content of a picture, a Box, stretched to a small grey square.
-
-    Returns:
-        uint8 (VIEW_SIDE, VIEW_SIDE).
-    """
-    view = cut(picture, content, content, VIEW_SIDE)
-    return cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)
 
 
 def make_rows(sources):
@@ -793,14 +785,337 @@ def hold_back_stderr(pass_on):
 
 
 # ----------------------------------------------------------------------------
-# Blurred pictures and copies
+# Copies
+# ----------------------------------------------------------------------------
+# Pictures are compared as views, RGB, of 128 x 128 pixels, stretched to the square.
+# 1. hash_view: each view gets short hashes: of the whole, its mirror and its parts.
+# 2. find_similar: for each the few better pictures with the most similar hashes.
+# 3. measure_difference: one view is laid on the other, and their tones are compared.
+# 4. find_copies: from the best picture down, each stays or is a copy of one that stays.
+
+PART_SHARES = (0.94, 0.84)  # sides of the parts that are hashed: of copies cut smaller
+NUM_COMPARED = 3  # better pictures that each is compared with: pictures all alike
+MIN_CORRELATION = 0.9  # of views laid roughly: copies have 0.92 or more
+QUERIES = 32  # hashes that are compared at once with
+REFERENCES = 4096  # so many others: they fit into the cache of a core
+
+
+def list_parts():
+    """Return the (left, top, side) in pixels of the parts of a view that are hashed.
+
+    The first is the whole view.
+    """
+    parts = [(0, 0, VIEW_SIDE)]
+    for share in PART_SHARES:
+        side = round(share * VIEW_SIDE)
+        last = VIEW_SIDE - side
+        for top in (0, last // 2, last):
+            for left in (0, last // 2, last):
+                parts.append((left, top, side))
+    return parts
+
+
+def hash_part(part):
+    """Return the perceptual hash of a grey picture, uint8 (8,).
+
+    It has a bit for each of the 63 lowest frequencies of the cosine transform: whether
+    it is above their median.
+    """
+    part = cv2.resize(part, (32, 32), interpolation=cv2.INTER_AREA)
+    waves = cv2.dct(part.astype(np.float32))[:8, :8].ravel()[1:]
+    return np.packbits(waves > np.median(waves))
+
+
+def hash_view(view):
+    """Return the hashes of a view, uint8 (128, 128, 3) RGB: uint64 (K,).
+
+    The first is that of its mirror, the others those of its parts by list_parts.
+    """
+    grey = cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)
+    hashes = [hash_part(cv2.flip(grey, 1))]
+    for left, top, side in list_parts():
+        hashes.append(hash_part(grey[top : top + side, left : left + side]))
+    return np.array(hashes).view(np.uint64)[:, 0]
+
+
+def count_bits(queries, references):
+    """Return in how many bits pictures differ, laid on each other in the best way.
+
+    One as a whole, or its mirror, is compared with each part of the other, and the
+    other way round: either may have been cut out of the other.
+
+    Args:
+        queries: hashes, uint64 (K, Q).
+        references: hashes, uint64 (K, R).
+
+    Returns:
+        The fewest bits, uint8 (Q, R).
+    """
+    fewest = np.full((queries.shape[1], references.shape[1]), 64, np.uint8)
+    differing = np.empty(fewest.shape, np.uint64)
+    bits = np.empty_like(fewest)
+    pairs = []
+    for whole in (0, 1):
+        for part in range(1, len(queries)):
+            pairs.append((whole, part))
+            if part > 1:  # whole on whole once is enough
+                pairs.append((part, whole))
+    for query, reference in pairs:
+        np.bitwise_xor(queries[query][:, None], references[reference], out=differing)
+        np.bitwise_count(differing, out=bits)
+        np.minimum(fewest, bits, out=fewest)
+    return fewest
+
+
+def find_most_similar(hashes, start):
+    """Find better pictures that are like those from `start` to `start` + QUERIES.
+
+    Args:
+        hashes: uint64 (K, N), the best picture first.
+
+    Returns:
+        [(place, [places of better pictures, the most similar first])] of those that
+        have any.
+    """
+    queries = hashes[:, start : start + QUERIES]
+    found = [[] for _ in range(queries.shape[1])]
+    for first in range(0, start + QUERIES, REFERENCES):
+        references = hashes[:, first : min(first + REFERENCES, start + QUERIES)]
+        bits = count_bits(queries, references)
+        # Of each pair the worse is the query: it is not compared with worse ones.
+        places = first + np.arange(bits.shape[1])
+        bits[places >= start + np.arange(len(bits))[:, None]] = 64
+        for row in np.flatnonzero(bits.min(axis=1) <= HASH_BITS):
+            best = np.argsort(bits[row], kind="stable")[:NUM_COMPARED]
+            for column in best[bits[row, best] <= HASH_BITS]:
+                found[row].append((int(bits[row, column]), first + int(column)))
+    similar = []
+    for row, candidates in enumerate(found):
+        if candidates:
+            best = sorted(candidates)[:NUM_COMPARED]
+            similar.append((start + row, [place for _, place in best]))
+    return similar
+
+
+def find_similar(hashes, show):
+    """Find for each picture the few better ones that are most like it.
+
+    Args:
+        hashes: uint64 (N, K), the best picture first.
+        show: function that is called with the share of the work that is done, 0 to 1.
+
+    Returns:
+        {place: [places of better pictures, the most similar first]}
+    """
+    hashes = np.ascontiguousarray(hashes.T)
+    count = hashes.shape[1]
+    starts = range(0, count, QUERIES)
+    similar = {}
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as executor:
+        search = functools.partial(find_most_similar, hashes)
+        for start, found in zip(starts, executor.map(search, starts), strict=True):
+            similar.update(found)
+            # The later ones are compared with more: the work grows with the square.
+            show(((start + QUERIES) / count) ** 2)
+    return similar
+
+
+def lay(small, large, part):
+    """Lay a view on another that shows a part of it, and say how well it lies.
+
+    Args:
+        small, large: views, uint8 (128, 128, 3).
+        part: (left, top, side) of what `small` shows of `large`, roughly.
+
+    Returns:
+        `large` moved and stretched to lie on `small`; where it covers that, bool
+        (128, 128); and by how many pixels the corners moved.
+        None where they cannot be laid on each other.
+    """
+    greys = []
+    for view in (small, large):
+        # Ranks of the greys: so a darker or flatter copy has the same ones.
+        greys.append(cv2.equalizeHist(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)))
+    left, top, side = part
+    scale = side / VIEW_SIDE
+    warp = np.array([[scale, 0, left], [0, scale, top]], np.float32)
+    for size, rounds, blur in ((48, 20, 5), (VIEW_SIDE, 8, 3)):  # roughly, then well
+        first = cv2.resize(greys[0], (size, size), interpolation=cv2.INTER_AREA)
+        second = cv2.resize(greys[1], (size, size), interpolation=cv2.INTER_AREA)
+        warp[:, 2] *= size / VIEW_SIDE
+        stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, rounds, 1e-4)
+        try:
+            correlation, warp = cv2.findTransformECC(
+                first, second, warp, cv2.MOTION_AFFINE, stop, None, blur
+            )
+        except cv2.error:  # the two have nothing in common
+            return None
+        if size < VIEW_SIDE and correlation < MIN_CORRELATION:
+            return None
+        warp[:, 2] *= VIEW_SIDE / size
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    laid = cv2.warpAffine(large, warp, (VIEW_SIDE, VIEW_SIDE), flags=flags)
+    covered = np.full((VIEW_SIDE, VIEW_SIDE), 255, np.uint8)
+    covered = cv2.warpAffine(covered, warp, (VIEW_SIDE, VIEW_SIDE), flags=flags)
+    covered = cv2.erode(covered, np.ones((9, 9), np.uint8), borderValue=0) == 255
+    corners = np.array([[0, VIEW_SIDE, 0, VIEW_SIDE], [0, 0, VIEW_SIDE, VIEW_SIDE]])
+    moved = warp[:, :2] @ corners + warp[:, 2:] - corners
+    return laid, covered, np.abs(moved).max()
+
+
+def take_colour_out(view, other, used):
+    """Make a view as pale as another; a grey copy, for one, has no colours.
+
+    Args:
+        view, other: float32 (H, W, 3).
+        used: where they are compared, bool (H, W).
+
+    Returns:
+        The view with a share of its colours, float32 (H, W, 3).
+    """
+    grey = cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)[..., None]
+    other_grey = cv2.cvtColor(other, cv2.COLOR_RGB2GRAY)[..., None]
+    colors = view - grey
+    strength = np.square(colors[used]).sum()
+    share = (colors[used] * (other - other_grey)[used]).sum() / (strength + 1e-6)
+    return grey + np.clip(share, 0, 1) * colors
+
+
+def fit_tones(view, other, used):
+    """Give a view the tones of another by one curve for all channels.
+
+    The curve is the mean value in `other` for each value in `view`: so a copy may be
+    darker, flatter, or have lost what is brighter than white.
+
+    Args and Returns: as for take_colour_out.
+    """
+    levels = np.clip(view, 0, 255)
+    bins = (levels[used] / 4).astype(np.uint8).ravel()
+    weights = (1, 2, 1)  # of neighbouring bins: few pixels make a rough curve
+    counts = np.convolve(np.bincount(bins, minlength=64), weights, "same")
+    sums = []
+    for values in (levels, other):
+        binned = np.bincount(bins, values[used].ravel(), minlength=64)
+        sums.append(np.convolve(binned, weights, "same"))
+    filled = counts > 0
+    before = sums[0][filled] / counts[filled]
+    after = sums[1][filled] / counts[filled]
+    return np.interp(levels, before, after).astype(np.float32)
+
+
+def measure_difference(view, other, used):
+    """Return how much a view with its tones fitted differs from another.
+
+    What is compared is the mean difference in windows of a twelfth of the side, in
+    standard deviations of `other`, where it is largest.
+
+    Args: as for take_colour_out.
+    """
+    fitted = fit_tones(view, other, used)
+    first = cv2.GaussianBlur(fitted, (0, 0), 1.5)
+    second = cv2.GaussianBlur(other, (0, 0), 1.5)
+    deviation = second[used].std()
+    if deviation < 4:  # of 255: nothing is seen in it
+        return np.inf
+    gaps = np.abs(first - second).mean(axis=2) * used
+    window = VIEW_SIDE // 12
+    return cv2.blur(gaps, (window, window)).max() / deviation
+
+
+def is_copy(view, other, hashes, other_hashes):
+    """Return whether one of two pictures is a copy of the other.
+
+    Args:
+        view, other: views, uint8 (128, 128, 3). The better comes first, so that the
+            answer is the same in each run.
+        hashes, other_hashes: theirs, uint64 (K,).
+    """
+    parts = list_parts()
+    # In how many bits a part of one differs from the whole other, or from its mirror.
+    bits = np.empty((2, 2, len(parts)), np.uint8)
+    for mirrored in (0, 1):
+        whole = 1 - mirrored  # the place of the hash
+        bits[0, mirrored] = np.bitwise_count(hashes[1:] ^ other_hashes[whole])
+        bits[1, mirrored] = np.bitwise_count(other_hashes[1:] ^ hashes[whole])
+    swapped, mirrored, part = np.unravel_index(bits.argmin(), bits.shape)
+    large, small = (other, view) if swapped else (view, other)
+    if mirrored:
+        small = cv2.flip(small, 1)
+    lying = lay(small, large, parts[part])
+    if lying is None:
+        return False
+    laid, used, moved = lying
+    if used.mean() < 0.6:
+        return False
+    limit = MAX_DIFFERENCE
+    if moved < 0.5:
+        limit = MAX_EXACT_DIFFERENCE
+    pair = small.astype(np.float32), laid.astype(np.float32)
+    for first, second in (pair, pair[::-1]):
+        if measure_difference(first, second, used) <= limit:
+            return True
+        paler = take_colour_out(first, second, used)
+        if measure_difference(paler, second, used) <= limit:
+            return True
+    return False
+
+
+def find_copies(hashes, views, ranks):
+    """Find the pictures that are copies of better ones.
+
+    Each is a copy of one that stays: there are no chains. The result does not depend on
+    the order of the pictures.
+
+    Args:
+        hashes: uint64 (N, K), by hash_view.
+        views: uint8 (N, 128, 128, 3), RGB; may lie in a file.
+        ranks: N tuples, no two of them equal: of copies the greatest stays.
+
+    Returns:
+        {number of a copy: number of the picture that stays}
+    """
+    order = sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)
+    live = sys.stdout.isatty()
+    with (
+        rich.progress.Progress(disable=not live) as progress,
+        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as executor,
+    ):
+        task = progress.add_task("looking for copies", total=1.2)
+        similar = find_similar(
+            hashes[order], lambda share: progress.update(task, completed=share)
+        )
+
+        def compare(pair):
+            first, second = sorted(pair)
+            one, two = order[first], order[second]
+            return is_copy(views[one], views[two], hashes[one], hashes[two])
+
+        pairs = []
+        for place, better in similar.items():
+            pairs.extend((place, other) for other in better)
+        answers = dict(zip(pairs, executor.map(compare, pairs), strict=True))
+
+        stays = {}  # place of a copy: place of the picture that it is a copy of
+        for place in sorted(similar):  # the best first
+            for other in similar[place]:
+                best = stays.get(other, other)
+                if (place, best) not in answers:
+                    answers[place, best] = compare((place, best))
+                if answers[place, best]:
+                    stays[place] = best
+                    break
+    return {order[place]: order[best] for place, best in stays.items()}
+
+
+# ----------------------------------------------------------------------------
+# Beside the others
 # ----------------------------------------------------------------------------
 def find_faults(rows, views):
     """Give a reason to the Rows that are no good beside the others.
 
     Args:
         rows: Rows that were checked, in the order of the array.
-        views: their views, uint8 (N, VIEW_SIDE, VIEW_SIDE).
+        views: their views, uint8 (N, VIEW_SIDE, VIEW_SIDE, 3), RGB.
     """
     sharpness = [row.sharpness for row in rows]
     limit = MIN_SHARPNESS * np.median(sharpness)
@@ -808,108 +1123,18 @@ def find_faults(rows, views):
         if row.sharpness < limit:
             row.reason = f"blurred: sharpness {row.sharpness:.2f}, below {limit:.2f}"
 
-    # Of copies the first by name stays, unless another has more content; a blurred one
-    # never does.
-    order = sorted(range(len(rows)), key=lambda n: rows[n].name, reverse=True)
-    order.sort(key=lambda n: (not rows[n].reason, rows[n].content))
-    ranks = np.empty(len(rows), int)
-    ranks[order] = np.arange(len(rows))
+    # Of copies the one with the most content stays; of equals the first by name. A
+    # blurred one stays behind any that is not.
+    names = sorted(row.name for row in rows)
+    places = {name: place for place, name in enumerate(names)}
+    ranks = []
+    for row in rows:
+        ranks.append((not row.reason, *row.content, -places[row.name]))
     hashes = np.array([row.hashes for row in rows])
+    print(f"Looking for copies among {len(rows)} pictures", flush=True)
     for number, best in find_copies(hashes, views, ranks).items():
         if not rows[number].reason:
             rows[number].reason = f"a near-duplicate of {rows[best].name}"
-
-
-def find_copies(hashes, views, ranks):
-    """Find pictures that are copies of others.
-
-    Args:
-        hashes: of each picture, uint64 (N, 11), see hash_view.
-        views: the pictures, uint8 (N, VIEW_SIDE, VIEW_SIDE).
-        ranks: int (N,): of copies the one with the highest stays.
-
-    Returns:
-        {number of a copy: number of the picture that stays}.
-    """
-    pairs = find_similar(hashes, HASH_BITS)
-
-    def compare(pair):
-        first, second = views[pair[0]], views[pair[1]]
-        return measure_difference(first, second[:, ::-1] if pair[2] else second)
-
-    cluster = list(range(len(hashes)))
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as executor:
-        differences = list(executor.map(compare, pairs))
-    for (first, second, _), difference in zip(pairs, differences, strict=True):
-        if difference <= MAX_DIFFERENCE:
-            pair = {cluster[first], cluster[second]}
-            best = max(pair, key=lambda number: ranks[number])
-            cluster = [best if other in pair else other for other in cluster]
-    return {n: best for n, best in enumerate(cluster) if best != n}
-
-
-def hash_view(grey):
-    """Return perceptual hashes of a grey view, uint64 (11,)."""
-    side = round(0.95 * len(grey))
-    starts = (0, (len(grey) - side) // 2, len(grey) - side)
-    windows = [grey[y : y + side, x : x + side] for y in starts for x in starts]
-    hashes = []
-    for window in (grey, cv2.flip(grey, 1), *windows):
-        part = cv2.resize(window, (32, 32), interpolation=cv2.INTER_AREA)
-        waves = cv2.dct(part.astype(np.float32))[:8, :8].ravel()[1:]
-        hashes.append(np.packbits(waves > np.median(waves)))
-    return np.array(hashes).view(np.uint64)[:, 0]
-
-
-def find_similar(hashes, max_bits):
-    """Return (i, j, mirrored) of views with similar hashes, uint64 (N, 11)."""
-    pairs = set()
-    references = np.delete(hashes, 1, axis=1)
-    for number, queries in enumerate(hashes[:, :2]):
-        bits = [np.bitwise_count(references ^ query).min(1) for query in queries]
-        bits = np.array(bits)
-        bits[:, number] = 64
-        best = np.argsort(bits, axis=None, kind="stable")[:3]
-        for place in best[bits.ravel()[best] <= max_bits]:
-            mirrored, other = divmod(int(place), len(hashes))
-            pairs.add((min(number, other), max(number, other), mirrored))
-    return sorted(pairs)
-
-
-def align(first, second):
-    """Move and stretch the second of two grey views to lie on the first."""
-    size, warp = len(first), np.eye(2, 3, dtype=np.float32)
-    for side, rounds, blur in ((48, 20, 5), (size, 8, 3)):  # roughly, then well
-        parts = [cv2.resize(x, (side, side), interpolation=3) for x in (first, second)]
-        criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, rounds, 1e-4)
-        affine = cv2.MOTION_AFFINE
-        warp[:, 2] *= side
-        _, warp = cv2.findTransformECC(*parts, warp, affine, criteria, None, blur)
-        warp[:, 2] /= side
-    warp[:, 2] *= size
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    second = cv2.warpAffine(second, warp, (size, size), flags=flags)
-    covered = np.full((size, size), 255, np.uint8)
-    covered = cv2.warpAffine(covered, warp, (size, size), flags=flags)
-    return second, cv2.erode(covered, np.ones((9, 9)), borderValue=0) == 255
-
-
-def measure_difference(first, second):
-    """Return how much two grey views differ where they differ most."""
-    try:
-        second, covered = align(first, np.ascontiguousarray(second))
-    except cv2.error:
-        return np.inf
-    if covered.mean() < 0.6:
-        return np.inf
-    bright = cv2.dilate(cv2.max(first, second), np.ones((5, 5))) >= 240
-    used = covered & ~bright if (covered & ~bright).mean() > 0.3 else covered
-    views = [cv2.GaussianBlur(x.astype("f4"), (0, 0), 1.5) for x in (first, second)]
-    (mean, deviation), (other, scale) = ((v[used].mean(), v[used].std()) for v in views)
-    scale += 1e-6
-    fitted = (views[0] - mean) * (scale / (deviation + 1e-6)) + other
-    gaps = np.abs(fitted - views[1]) * used / scale
-    return cv2.blur(gaps, (len(first) // 12,) * 2).max()
 
 
 # ----------------------------------------------------------------------------
@@ -1302,7 +1527,7 @@ def take_out_faults(path, rows, views):
         The Rows that stay, and those that were taken out, with their reasons.
     """
     views.flush()
-    views = np.memmap(views, np.uint8, "r").reshape(-1, VIEW_SIDE, VIEW_SIDE)
+    views = np.memmap(views, np.uint8, "r").reshape(-1, VIEW_SIDE, VIEW_SIDE, 3)
     find_faults(rows, views)
     kept = []
     rejected = []
@@ -1526,12 +1751,6 @@ def print_plan(sources, left_out):
     """Print what the script is about to do."""
     is_folder = Path(INPUT).is_dir()
     has_manifest = (Path(INPUT) / "manifest.jsonl").is_file()
-    if FIT == "crop" and is_folder and has_manifest:
-        better = 'FIT = "person" and BACKGROUND = "gray"'
-        print(f"Photographs of people come out better with {better}.")
-    if left_out:
-        count = f"{len(left_out)} folder" + "s" * (len(left_out) > 1)
-        print(f"Left out {count} of the system, such as {left_out[0]!r}")
     plan = f"{FIT} to {' x '.join(map(str, image_shape()))}"
     if BACKGROUND == "gray":
         plan += ", background grey"
@@ -1539,11 +1758,17 @@ def print_plan(sources, left_out):
         plan += ", with mirrors"
     size = len(sources) * rows_for_each() * math.prod(image_shape())
     if is_folder and CHECKS:
-        size += len(sources) * VIEW_SIDE**2
+        size += len(sources) * VIEW_SIDE**2 * 3
     else:
         plan += ", without checks"
     print(f"Preparing {INPUT} ({len(sources)} inputs): {plan}")
     print(f"It takes up to {size / 1e6:.0f} MB of disk while it runs")
+    if left_out:
+        names = ", ".join(left_out[:3])
+        print(f"Left out {len(left_out)} folders of the system, such as {names}")
+    if FIT == "crop" and is_folder and has_manifest:
+        better = 'FIT = "person" and BACKGROUND = "gray"'
+        print(f"Photographs of people come out better with {better}")
 
 
 def main():
