@@ -51,7 +51,7 @@ def draw_scene(number, width=480, height=360):
         color = random.integers(0, 256, 3).tolist()
         turn = int(random.integers(180))
         cv2.ellipse(scene, place, size, turn, 0, 360, color, -1, cv2.LINE_AA)
-    return scene
+    return cv2.addWeighted(scene, 0.5, gray(scene), 0.5, 0)  # as pale as photos are
 
 
 def recompress(picture, quality):

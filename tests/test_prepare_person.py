@@ -199,6 +199,22 @@ def test_what_lies_outside_of_the_picture_is_grey_as_well(people, tmp_path):
     assert (row.pixels[outside + 2 : -outside - 2, 20] == BRIGHT).all()
 
 
+def test_smears_go_and_hands_stay(people, tmp_path):
+    """A part that is nowhere surely a person's is grey; a sure one by itself is not."""
+    module = people(BACKGROUND="gray")
+    image = draw_people((400, 100, 600, 500), (640, 150, 670, 180))
+    image[200:300, 330:380] = 155  # by the tiny model a person with 0.58
+    row = module.make_row("x", save(tmp_path / "x.png", image))
+
+    def at(x, y):
+        scale = 64 / row.box.width
+        place = round((y - row.box.top) * scale), round((x - row.box.left) * scale)
+        return tuple(row.pixels[place].tolist())
+
+    assert at(500, 300) == BRIGHT and at(355, 250) == GREY
+    assert np.abs(np.subtract(at(655, 165), BRIGHT)).max() < 30
+
+
 def test_grey_pictures_with_a_grey_background(people, tmp_path):
     path = save(tmp_path / "x.png", draw_people((400, 100, 600, 500)))
     color = people(BACKGROUND="gray").make_row("x", path).pixels
