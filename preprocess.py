@@ -192,7 +192,7 @@ def read_picture(path, least_side):
         Rejected: there is none, and why.
     """
     try:
-        return decode(path, least_side)
+        return decode_picture(path, least_side)
     except Rejected:
         raise
     except UnidentifiedImageError:
@@ -207,7 +207,7 @@ def read_picture(path, least_side):
         raise Rejected("damaged: its pixels cannot be decoded") from None
 
 
-def decode(file, least_side):
+def decode_picture(file, least_side):
     """Decode a path or an open file to a Picture, or raise nearly anything."""
     with Image.open(file, formats=FORMATS) as image:
         width, height = image.size
@@ -239,7 +239,7 @@ def read_cut_jpeg(path, least_side):
     for end in (b"", 20_000 * b"\x5a\xa5"):
         file = io.BytesIO(start + end + b"\xff\xd9")
         try:
-            pictures.append(decode(file, least_side))
+            pictures.append(decode_picture(file, least_side))
         except Exception:
             raise Rejected("cut short: a part of the file is missing") from None
     first, second = pictures
@@ -1762,7 +1762,7 @@ def find_input():
     return Path(INPUT).resolve()
 
 
-def print_plan(sources, left_out):
+def announce(sources, left_out):
     """Print what the script is about to do."""
     is_folder = Path(INPUT).is_dir()
     has_manifest = (Path(INPUT) / "manifest.jsonl").is_file()
@@ -1809,7 +1809,7 @@ def main():
             "whole or by their centre",
         )
         get_model()
-    print_plan(sources, left_out)
+    announce(sources, left_out)
 
     count, rejected = prepare(sources, known)
     output = Path(OUTPUT_FILE)
