@@ -116,8 +116,6 @@ SIGNATURES = (  # (where, bytes, what a file is that has them there)
     (0, b"II*\0", "TIFF: damaged or cut short"),
     (0, b"MM\0*", "TIFF: damaged or cut short"),
     (0, b"GIF8", "GIF: damaged or cut short"),
-    (0, b"<!doctype html", "a web page, not a picture"),
-    (0, b"<html", "a web page, not a picture"),
 )
 VIEW_SIDE = 128  # pixels: what the checks look at
 MODEL_SIDE = 256  # pixels: what the person model takes and gives
@@ -257,8 +255,8 @@ def explain_unknown(path):
     for place, signature, kind in SIGNATURES:
         if start[place:].startswith(signature):
             return kind
-        if text.startswith(signature):
-            return kind
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "a web page, not a picture"
     if b"<svg" in text:
         return "SVG: not supported, convert it to PNG"
     return "not a picture, or of an unknown kind"
@@ -353,11 +351,11 @@ def find_content(picture):
     high, wide = pixels.shape[:2]
     columns = pixels.swapaxes(0, 1)
     left, left_color = count_border_lines(columns)
-    if left == wide:  # all of one colour
-        return picture.box, picture.box
     right, right_color = count_border_lines(columns[::-1])
     top, top_color = count_border_lines(pixels)
     bottom, bottom_color = count_border_lines(pixels[::-1])
+    if left + right >= wide or top + bottom >= high:  # one colour, or two halves
+        return picture.box, picture.box
 
     # A frame ends where its content begins; a ground goes on beside the figure.
     inner = pixels[top : high - bottom, left : wide - right]
@@ -454,9 +452,11 @@ def cut(picture, box, room, size, color=None):
     # From pixels of the upright picture to those that were decoded.
     x = picture.pixels.shape[1] / picture.box.width
     y = picture.pixels.shape[0] / picture.box.height
-    columns = slice(round(seen.left * x), max(round(seen.right * x), 1))
-    lines = slice(round(seen.top * y), max(round(seen.bottom * y), 1))
-    image = picture.pixels[lines, columns]
+    left = min(round(seen.left * x), picture.pixels.shape[1] - 1)
+    top = min(round(seen.top * y), picture.pixels.shape[0] - 1)
+    right = max(round(seen.right * x), left + 1)
+    bottom = max(round(seen.bottom * y), top + 1)
+    image = picture.pixels[top:bottom, left:right]
 
     x = size / box.width
     y = size / box.height
@@ -490,10 +490,13 @@ def get_model():
         try:
             with replacing(path) as temporary:
                 fetch_model(temporary)
-        except (requests.RequestException, Rejected) as error:
+        except (OSError, Rejected) as error:  # those of requests are OSErrors
+            reason = str(error)
+            if isinstance(error, requests.ConnectionError):
+                reason = "there is no connection"
             sys.exit(
                 f"Cannot fetch the person model from {PERSON_MODEL_URL} to "
-                f"{path.resolve()}: {error}. {by_hand}"
+                f"{path.resolve()}: {reason}. {by_hand}"
             )
         print(f"Fetched {path} ({path.stat().st_size:,} bytes)")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -515,7 +518,7 @@ def fetch_model(path):
     """Fetch PERSON_MODEL_URL to a path and check it.
 
     Raises:
-        requests.RequestException, Rejected: It cannot be had, or is another.
+        OSError, Rejected: It cannot be had, or is another.
     """
     most = 20_000_000  # bytes; it has 249,505
     latest = time.monotonic() + 120
@@ -658,7 +661,8 @@ def cut_people(picture, box, room, mask, masked):
     # Laid together at the size of the mask or more, and shrunk then: an edge between
     # the people and the grey has nothing of the wall behind them.
     size = max(IMAGE_SIZE, MODEL_SIDE)
-    pixels = cut(picture, box, room, size)
+    grey = (BACKGROUND_LEVEL, BACKGROUND_LEVEL, BACKGROUND_LEVEL)
+    pixels = cut(picture, box, room, size, grey)
     mask = resize(move_mask(mask, masked, box), size, size)
     weight = np.clip((mask - 0.3) / 0.4, 0, 1)[..., None]  # a soft edge
     pixels = BACKGROUND_LEVEL + weight * (pixels - np.float32(BACKGROUND_LEVEL))

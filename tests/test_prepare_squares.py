@@ -78,6 +78,10 @@ def test_frames_and_bars_are_left_out():
     assert module.find_content(picture_of(photo)) == (whole, whole)
     flat = np.full((50, 60, 3), 9, np.uint8)
     assert module.find_content(picture_of(flat)) == ((0, 0, 60, 50), (0, 0, 60, 50))
+    for halves in (flat.copy(), flat.copy().swapaxes(0, 1)):  # a flag
+        halves[:25] = 200
+        whole = Box(0, 0, halves.shape[1], halves.shape[0])
+        assert module.find_content(picture_of(halves)) == (whole, whole)
     bars = np.pad(photo, ((20, 20), (0, 0), (0, 0)))
     inner = (0, 20, 100, 100)
     assert module.find_content(picture_of(bars)) == (inner, inner)
