@@ -967,9 +967,10 @@ def lay(small, large, part):
             return None
         warp[:, 2] *= VIEW_SIDE / size
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    laid = cv2.warpAffine(large, warp, (VIEW_SIDE, VIEW_SIDE), flags=flags)
-    covered = np.full((VIEW_SIDE, VIEW_SIDE), 255, np.uint8)
-    covered = cv2.warpAffine(covered, warp, (VIEW_SIDE, VIEW_SIDE), flags=flags)
+    size = (VIEW_SIDE, VIEW_SIDE)
+    edge = cv2.BORDER_REPLICATE  # black would be blurred into what is compared
+    laid = cv2.warpAffine(large, warp, size, flags=flags, borderMode=edge)
+    covered = cv2.warpAffine(np.full(size, 255, np.uint8), warp, size, flags=flags)
     covered = cv2.erode(covered, np.ones((9, 9), np.uint8), borderValue=0) == 255
     corners = np.array([[0, VIEW_SIDE, 0, VIEW_SIDE], [0, 0, VIEW_SIDE, VIEW_SIDE]])
     moved = warp[:, :2] @ corners + warp[:, 2:] - corners
@@ -1013,7 +1014,8 @@ def fit_tones(view, other, used):
     sums = np.bincount(values, other[used].ravel(), minlength=256)
     counts = np.convolve(counts, weights, "same")
     sums = np.convolve(sums, weights, "same")
-    curve = sums / np.maximum(counts, 1)
+    filled = np.flatnonzero(counts)  # values that only the rest has lie between these
+    curve = np.interp(np.arange(256), filled, sums[filled] / counts[filled])
     return curve.astype(np.float32)[view]
 
 
@@ -1026,7 +1028,7 @@ def measure_difference(view, other, used):
     Args: as for take_colour_out.
     """
     fitted = fit_tones(view, other, used)
-    blur = len(view) / 85  # hides the noise of JPEG and what sharpening adds
+    blur = len(view) / 56  # hides the noise of JPEG and what sharpening adds
     first = cv2.GaussianBlur(fitted, (0, 0), blur)
     second = cv2.GaussianBlur(other.astype(np.float32), (0, 0), blur)
     deviation = second[used].std()

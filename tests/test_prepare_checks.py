@@ -161,7 +161,7 @@ def test_the_order_of_the_pictures_does_not_matter():
     pictures = {}
     for number in range(5):
         scene = draw_scene(number)
-        for place, kind in enumerate(("half", "grey", "jpeg")):
+        for place, kind in enumerate(("half", "grey", "cut")):
             pictures[f"{number} {place}"] = COPIES[kind](scene)
         pictures[f"{number} original"] = scene
     found = search(preprocess, pictures)
