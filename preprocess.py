@@ -47,7 +47,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import requests
 import rich.progress
 from PIL import Image, ImageCms, ImageDraw, ImageOps, UnidentifiedImageError
 
@@ -491,12 +490,9 @@ def get_model():
             with replacing(path) as temporary:
                 fetch_model(temporary)
         except (OSError, Rejected) as error:  # those of requests are OSErrors
-            reason = str(error)
-            if isinstance(error, requests.ConnectionError):
-                reason = "there is no connection"
             sys.exit(
                 f"Cannot fetch the person model from {PERSON_MODEL_URL} to "
-                f"{path.resolve()}: {reason}. {by_hand}"
+                f"{path.resolve()}: {error}. {by_hand}"
             )
         print(f"Fetched {path} ({path.stat().st_size:,} bytes)")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -520,14 +516,17 @@ def fetch_model(path):
     Raises:
         OSError, Rejected: It cannot be had, or is another.
     """
+    import requests  # only here: it takes a while, and "crop" needs no network
+
     most = 20_000_000  # bytes; it has 249,505
     latest = time.monotonic() + 120
     digest = hashlib.sha256()
     size = 0
-    with (
-        requests.get(PERSON_MODEL_URL, stream=True, timeout=20) as response,
-        open(path, "wb") as file,
-    ):
+    try:
+        response = requests.get(PERSON_MODEL_URL, stream=True, timeout=20)
+    except requests.ConnectionError:  # its text is of classes and addresses in memory
+        raise Rejected("there is no connection") from None
+    with response, open(path, "wb") as file:
         response.raise_for_status()
         for block in response.iter_content(65_536):
             size += len(block)
@@ -1554,8 +1553,8 @@ def take_out_faults(path, rows, views):
     rejected = []
     size = rows_for_each() * math.prod(image_shape())
     with open(path, "r+b") as file:
-        write_header(file, 0)
-        start = file.tell()
+        write_header(file, len(rows))
+        start = file.tell()  # of the pixels, behind the header
         # Those that stay move up. Making them once more would take twice the time.
         for number, row in enumerate(rows):
             if row.reason:
@@ -1630,7 +1629,7 @@ def prepare(sources, known):
         contextlib.closing(make_rows(sources)) as made,
     ):
         rows, rejected = write_array(new_output, made, views)
-        if rows and rows[0].hashes is not None:
+        if rows and CHECKS and Path(INPUT).is_dir():
             rows, faulty = take_out_faults(new_output, rows, views)
             rejected += faulty
         rejected.sort(key=lambda row: row.name)
@@ -1733,6 +1732,10 @@ def check_settings():
     check(FIT in ("crop", "person", "pad", "stretch"), "FIT", FIT, fits)
     backgrounds = '"keep" or "gray"'
     check(BACKGROUND in ("keep", "gray"), "BACKGROUND", BACKGROUND, backgrounds)
+    takes_array = INPUT == "mnist" or Path(INPUT).is_file()
+    need = f"another word, because INPUT is {INPUT!r}: "
+    need += "arrays are taken whole or by their centre"
+    check(FIT != "person" or not takes_array, "FIT", FIT, need)
     can_be_gray = BACKGROUND == "keep" or FIT == "person"
     need = f'"keep", because FIT is {FIT!r}: with "person" the background can be grey'
     check(can_be_gray, "BACKGROUND", BACKGROUND, need)
@@ -1759,6 +1762,8 @@ def check_limits():
     bits = "a whole number from 0 to 64"
     check(is_whole(HASH_BITS, 0, 64), "HASH_BITS", HASH_BITS, bits)
     check(is_number(MAX_DIFFERENCE, 0), "MAX_DIFFERENCE", MAX_DIFFERENCE, number)
+    name = "MAX_EXACT_DIFFERENCE"
+    check(is_number(MAX_EXACT_DIFFERENCE, 0), name, MAX_EXACT_DIFFERENCE, number)
 
 
 def find_input():
@@ -1786,7 +1791,7 @@ def announce(sources, left_out):
     print(f"It takes up to {size / 1e6:.0f} MB of disk while it runs")
     if left_out:
         names = ", ".join(left_out[:3])
-        print(f"Left out {len(left_out)} folders of the system, such as {names}")
+        print(f"Left out {len(left_out)} folders, hidden or the system's: {names}")
     if FIT == "crop" and is_folder and has_manifest:
         better = 'FIT = "person" and BACKGROUND = "gray"'
         print(f"Photographs of people come out better with {better}")
@@ -1807,13 +1812,6 @@ def main():
     if not sources:
         sys.exit(f"Found no file in {find_input()} (INPUT). {remedy}")
     if FIT == "person":
-        check(
-            Path(INPUT).is_dir(),
-            "FIT",
-            FIT,
-            f'"crop", "pad" or "stretch", because INPUT is {INPUT!r}: arrays are taken '
-            "whole or by their centre",
-        )
         get_model()
     announce(sources, left_out)
 

@@ -428,6 +428,7 @@ def test_it_says_what_it_needs_on_the_disk(tmp_path):
         {"MIN_SHARPNESS": True},
         {"HASH_BITS": -1},
         {"MAX_DIFFERENCE": -0.1},
+        {"MAX_EXACT_DIFFERENCE": "0.14"},
     ],
     ids=str,
 )
