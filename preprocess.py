@@ -217,12 +217,37 @@ def decode_picture(file, least_side):
         if math.prod(decoded) > MAX_PIXELS:
             raise Rejected(f"too large: {width} x {height}, above MAX_PIXELS")
         decoded = image.size
-        image.load()
+        upright = image
+        if image.mode == "RGB" and ";16" in str(image.tile):
+            upright = read_deep_colors(image, file)
+        upright.load()
         with contextlib.suppress(Exception):  # a damaged EXIF block says nothing
-            ImageOps.exif_transpose(image, in_place=True)
-        if image.size != decoded:  # it lay on its side
+            ImageOps.exif_transpose(upright, in_place=True)
+        if upright.size != decoded:  # it lay on its side
             width, height = height, width
-        return Picture(to_srgb(image), width, height)
+        return Picture(to_srgb(upright), width, height)
+
+
+def read_deep_colors(image, path):
+    """Read colours of 16 bits, of which Pillow itself keeps only the upper 8.
+
+    Args:
+        image: the file, opened by Pillow.
+        path: its path.
+
+    Returns:
+        A Pillow image of 8 bits with what `image` knows of profile and orientation, or
+        `image` itself where OpenCV cannot read it.
+    """
+    data = np.fromfile(path, np.uint8)
+    colors = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    if colors is None or colors.dtype != np.uint16 or colors.shape[2:] != (3,):
+        return image
+    deep = Image.fromarray(scale_deep(cv2.cvtColor(colors, cv2.COLOR_BGR2RGB)))
+    deep.info["icc_profile"] = image.info.get("icc_profile")
+    with contextlib.suppress(Exception):
+        deep.info["exif"] = image.getexif().tobytes()
+    return deep
 
 
 def read_cut_jpeg(path, least_side):
@@ -282,19 +307,19 @@ def to_srgb(image):
     return np.asarray(image)
 
 
-def scale_deep(greys):
-    """Scale greys of 16 or 32 bits, or floats, (H, W), to uint8 by what they hold."""
-    greys = np.nan_to_num(greys)
-    highest = greys.max()
+def scale_deep(values):
+    """Scale values of 16 or 32 bits, or floats, to uint8 by what they hold."""
+    values = np.nan_to_num(values)
+    highest = values.max()
     white = max(1, highest)
-    if greys.dtype.kind != "f":
+    if values.dtype.kind != "f":
         white = max(65_535, highest)
         # Cameras and scanners put 10, 12 or 14 bits into files of 16. Multiples of 257
         # are 8 bits made 16: those are as bright as they say.
         for bits in (14, 12, 10, 8):
-            if highest < 2**bits and np.any(greys % 257):
+            if highest < 2**bits and np.any(values % 257):
                 white = 2**bits - 1
-    scaled = greys.astype(np.float32) * np.float32(255 / white)
+    scaled = values.astype(np.float32) * np.float32(255 / white)
     return scaled.clip(0, 255).round().astype(np.uint8)
 
 

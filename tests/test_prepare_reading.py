@@ -2,6 +2,7 @@
 
 import os
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -360,6 +361,20 @@ def test_deep_files_are_scaled_by_what_they_hold(tmp_path, bits):
         with Image.open(tmp_path / name) as image:
             assert image.mode[0] == "I"
         assert np.abs(read(tmp_path / name)[0] - expected[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tiff"])
+def test_deep_colours_are_scaled_too_and_turned(tmp_path, name):
+    quarters = draw_quarters().astype(np.uint16) * 16 + 7  # 12 bits
+    cv2.imwrite(str(tmp_path / name), quarters[..., ::-1])
+    assert_corners(read(tmp_path / name)[0], QUARTERS, 1)
+    if name == "x.png":  # an EXIF block put in before the pixels
+        data = (tmp_path / name).read_bytes()
+        exif = b"eXIfMM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\0\0\0\0"
+        chunk = struct.pack(">I", len(exif) - 4) + exif
+        chunk += struct.pack(">I", zlib.crc32(exif))
+        (tmp_path / name).write_bytes(data[:33] + chunk + data[33:])
+        assert_corners(read(tmp_path / name)[0], QUARTERS[::-1], 1)
 
 
 def test_a_float_tiff_with_gaps_makes_no_noise(tmp_path, recwarn):
