@@ -210,6 +210,7 @@ def decode_picture(file, least_side):
         width, height = image.size
         if min(width, height) < MIN_SIDE:
             raise Rejected(f"too small: {width} x {height}, below MIN_SIDE")
+        # Only JPEG can do this; the others stay as they are.
         image.draft(None, (least_side, least_side))
         decoded = image.size
         if "progressive" in image.info:  # JPEG keeps all of its waves in memory
@@ -218,6 +219,7 @@ def decode_picture(file, least_side):
             raise Rejected(f"too large: {width} x {height}, above MAX_PIXELS")
         decoded = image.size
         upright = image
+        # Such a tile is named "RGB;16B" or alike.
         if image.mode == "RGB" and ";16" in str(image.tile):
             upright = read_deep_colors(image, file)
         upright.load()
@@ -258,6 +260,7 @@ def read_cut_jpeg(path, least_side):
     """
     start = path.read_bytes().rstrip(b"\xff")  # of a pair of bytes, it may be the half
     pictures = []
+    # The first end lets the decoder repeat the last colour, the second makes noise.
     for end in (b"", 20_000 * b"\x5a\xa5"):
         file = io.BytesIO(start + end + b"\xff\xd9")
         try:
@@ -265,6 +268,7 @@ def read_cut_jpeg(path, least_side):
         except Exception:
             raise Rejected("cut short: a part of the file is missing") from None
     first, second = pictures
+    # A hundredth is a line of blocks or two at the bottom: it hardly shows.
     missing = np.mean((first.pixels != second.pixels).any(axis=2))
     if missing > 0.01:
         raise Rejected("cut short: a part of the file is missing")
@@ -275,6 +279,7 @@ def explain_unknown(path):
     """Return what a file is that Pillow does not take for a picture of FORMATS."""
     with open(path, "rb") as file:
         start = file.read(4096)
+    # Text may begin with a mark of its encoding, and with blank lines.
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for place, signature, kind in SIGNATURES:
         if start[place:].startswith(signature):
@@ -292,10 +297,12 @@ def to_srgb(image):
     if image.mode[0] in "IF":  # 16 or 32 bits, grey
         image = Image.fromarray(scale_deep(np.asarray(image)))
     if image.has_transparency_data:
+        # Grey stays grey, because its profile may be one for grey.
         mode = "L" if image.mode == "LA" else "RGB"
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert(mode)
+    # Palettes and single bits; the three others are what profiles are for.
     if image.mode not in ("RGB", "L", "CMYK"):
         image = image.convert("RGB")
     if profile:
@@ -338,6 +345,8 @@ def find_transform(profile, mode):
         return None
     if mode == "CMYK":
         return transform
+    # Whether it changes anything is tried on colours from all over the range, because
+    # the names of profiles say little.
     levels = np.arange(0, 256, 51, dtype=np.uint8)
     if mode == "RGB":
         colors = np.stack(np.meshgrid(levels, levels, levels), axis=-1)
@@ -400,6 +409,7 @@ def find_content(picture):
     y = picture.box.height / high
     edges = (left * x, top * y, (wide - right) * x, (high - bottom) * y)
     content = Box(*map(round, edges))
+    # A strip is no photo, whatever lies at its edges.
     shorter = min(content.width, content.height)
     longer = max(content.width, content.height)
     is_photo = shorter >= MIN_SIDE and longer <= MAX_ASPECT * shorter
@@ -422,6 +432,8 @@ def place_square(about, side, room):
         (about.top, about.bottom, room.top, room.bottom),
     ):
         place = (low + high - side) / 2
+        # One is the start of the room, the other the last start that ends in it; which
+        # of them comes first depends on whether the square fits.
         first = min(start, end - side)
         last = max(start, end - side)
         corner.append(math.floor(min(max(place, first), last)))
@@ -456,6 +468,7 @@ def choose_box(content, room, people):
 
 def resize(image, width, height):
     """Resize an image: shrink it by averaging areas, enlarge it by cubic curves."""
+    # Averaging enlarges by repeating pixels, and curves shrink by skipping them.
     shrunk = (min(width, image.shape[1]), min(height, image.shape[0]))
     image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -482,6 +495,7 @@ def cut(picture, box, room, size, color=None):
     bottom = max(round(seen.bottom * y), top + 1)
     image = picture.pixels[top:bottom, left:right]
 
+    # From there to pixels of the result.
     x = size / box.width
     y = size / box.height
     width = max(1, round(seen.width * x))
@@ -492,6 +506,7 @@ def cut(picture, box, room, size, color=None):
     if color is None:
         border = np.vstack([image[0], image[-1], image[:, 0], image[:, -1]])
         color = np.median(border, axis=0)
+    # Rounding must not push it out of the square.
     left = min(round((seen.left - box.left) * x), size - width)
     top = min(round((seen.top - box.top) * y), size - height)
     right = size - left - width
@@ -526,6 +541,7 @@ def get_model():
             f"{path.resolve()} (PERSON_MODEL) has the SHA-256 {found}, not the one of "
             f"PERSON_MODEL_SHA256. It stays as it is. Move it away. {by_hand}"
         )
+    # Tried here, so that a model that does not run is one message and not one a thread.
     try:
         run_model(np.zeros((MODEL_SIDE, MODEL_SIDE, 3), np.uint8))
     except (cv2.error, ValueError) as error:
@@ -592,6 +608,7 @@ def find_parts(mask, box):
         and the area of the largest, in pixels of the upright picture. None and 0 where
         there is none.
     """
+    # At 0.5 feet and fists were lost, at 0.3 the squares became too large.
     likely = (mask > 0.4).astype(np.uint8)
     count, _, parts, _ = cv2.connectedComponentsWithStats(likely)
     if count == 1:
@@ -659,12 +676,14 @@ def find_people(picture, room):
     if people is None or share < MIN_PERSON:
         raise Rejected(f"no person found: {100 * share:.1f} % of it, below MIN_PERSON")
 
+    # With more about it than MARGIN: the first look misses hands and feet.
     side = 1.3 * max(people.width, people.height)
     closer = place_square(people, math.ceil(side), room)
     second = run_model(cut(picture, closer, room, MODEL_SIDE, black))
     found, _ = find_parts(second, closer)
     if found is not None:
         people = found
+    # The first keeps out what looks like a person close up, as a plate or a rack.
     mask = second * np.clip(3 * move_mask(first, box, closer), 0, 1)
     mask = drop_unsure_parts(mask)
     mask = cv2.GaussianBlur(mask, (0, 0), 1.5)  # a sure edge becomes soft as well
@@ -702,6 +721,7 @@ class Row:
     Attributes:
         name: of the input.
         reason: why it is no row; "" for a row.
+        is_picture: whether it could be read.
         pixels: uint8 (H, W, C); None once they are written.
         box: the Box that they show.
         person: share of the picture that the largest person covers, with FIT =
@@ -716,6 +736,7 @@ class Row:
     def __init__(self, name):
         self.name = name
         self.reason = ""
+        self.is_picture = False
         self.pixels = None
         self.box = None
         self.person = None
@@ -742,8 +763,10 @@ def fit_row(row, source):
     if FIT == "person":
         least_side = 2 * max(IMAGE_SIZE, MODEL_SIDE)
     picture = read_source(source, max(least_side, VIEW_SIDE))
+    row.is_picture = True
     content = picture.box
     room = picture.box
+    # Images of an array were prepared by others.
     if CHECKS and isinstance(source, Path):
         content, room = find_content(picture)
         check_content(row, picture, content)
@@ -776,6 +799,7 @@ def check_content(row, picture, content):
     contrast = grey.std()
     if contrast < MIN_CONTRAST:
         raise Rejected(f"uniform: contrast {contrast:.1f}, below MIN_CONTRAST")
+    # Of the contrast, so that pale pictures do not count as blurred.
     row.sharpness = cv2.Laplacian(grey, cv2.CV_32F).std() / max(contrast, 1e-6)
     row.hashes = hash_view(row.view)
 
@@ -1302,6 +1326,7 @@ def list_sources():
     Raises:
         ValueError, OSError: INPUT cannot be used.
     """
+    # Sorted before it is shuffled: a folder lists its files in any order.
     random = np.random.default_rng(SEED)
     if Path(INPUT).is_dir():
         sources, left_out = list_files()
@@ -1310,6 +1335,7 @@ def list_sources():
     arrays, labels = load_arrays()
     known = {}
     groups = []
+    # x_train comes first, and x_test, if it is there, second.
     for part, array in arrays.items():
         group = []
         for number, image in enumerate(array):
@@ -1412,8 +1438,9 @@ def draw_original(source, box, side):
     tile = np.full((side, side, 3), 230, np.uint8)
     try:
         picture = read_source(source, side)
-    except Rejected:  # it is no picture: an empty tile
+    except Rejected:  # it was there before, and is gone by now
         return tile
+    # A gap of four pixels parts it from the next tile.
     scale = (side - 4) / max(picture.box.width, picture.box.height)
     width = max(1, round(scale * picture.box.width))
     height = max(1, round(scale * picture.box.height))
@@ -1435,14 +1462,19 @@ def choose_sample(rows):
 
 
 def plot_rejected(path, rejected, sources):
-    """Draw rejected inputs with their boxes, if it came so far, and the reasons."""
+    """Draw rejected pictures with the reasons, and their boxes if it came so far.
+
+    What could not be read at all would fill the sheet with empty tiles.
+    """
     places = dict(sources)
-    sample = choose_sample(sorted(rejected, key=lambda row: row.reason))
+    pictures = [row for row in rejected if row.is_picture]
+    sample = choose_sample(sorted(pictures, key=lambda row: row.reason))
     tiles = []
     for row in sample:
         tile = draw_original(places[row.name], row.box, 160)
         tiles.append((tile, row.reason))
-    plot_sheet(path, tiles, 8, 160, f"{len(sample)} of {len(rejected)} rejected inputs")
+    caption = f"{len(sample)} of {len(pictures)} rejected pictures"
+    plot_sheet(path, tiles, 8, 160, caption)
 
 
 def plot_fitted(path, rows, sources, images_file):
@@ -1543,7 +1575,7 @@ def write_array(path, rows, views):
     written = []
     rejected = []
     with open(path, "wb") as file:
-        write_header(file, 0)
+        write_header(file, 0)  # how many there are is known at the end
         for row in rows:
             if row.reason:
                 rejected.append(row)
@@ -1614,6 +1646,7 @@ def write_index(path, images_file, rows, known):
     """
     with open(images_file, "rb") as file:
         images_id = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    # The later scripts look these columns up by name.
     header = ["row", "file", "mirrored", "left", "top", "width", "height"]
     if FIT == "person":
         header.append("person")
@@ -1645,6 +1678,7 @@ def prepare(sources, known):
     """
     output = Path(OUTPUT_FILE)
     figures = Path(FIGURE_DIR)
+    # The array and its index take their places last, one right after the other.
     with (
         replacing(output) as new_output,
         replacing(output.with_name("images.csv")) as new_index,
@@ -1657,6 +1691,7 @@ def prepare(sources, known):
         if rows and CHECKS and Path(INPUT).is_dir():
             rows, faulty = take_out_faults(new_output, rows, views)
             rejected += faulty
+        # These are written without any row as well: they say why there is none.
         rejected.sort(key=lambda row: row.name)
         with replacing(output.with_name("rejected.csv")) as new_rejected:
             lines = [(row.name, row.reason) for row in rejected]
@@ -1807,6 +1842,7 @@ def announce(sources, left_out):
         plan += ", background grey"
     if MIRROR:
         plan += ", with mirrors"
+    # As many as the inputs, should none be rejected.
     size = len(sources) * rows_for_each() * math.prod(image_shape())
     if is_folder and CHECKS:
         size += len(sources) * VIEW_SIDE**2 * 3

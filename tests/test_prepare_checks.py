@@ -129,6 +129,7 @@ def test_changed_copies_are_found(kind):
     assert pairs == {"0", "1", "2", "3"}
 
 
+@pytest.mark.slow
 def test_what_is_alike_stays_apart():
     """Drawn athletes in other poses, and a figure that moves before one wall."""
     athletes = load_script("tests/draw_athletes.py")
@@ -157,6 +158,7 @@ def test_pixels_decide_not_hashes():
     assert len(similar) > 10
 
 
+@pytest.mark.slow
 def test_the_order_of_the_pictures_does_not_matter():
     pictures = {}
     for number in range(5):
@@ -173,6 +175,7 @@ def test_the_order_of_the_pictures_does_not_matter():
         assert search(preprocess, shuffled) == found
 
 
+@pytest.mark.slow
 def test_of_copies_the_one_with_the_most_content_stays(tmp_path):
     """Not the one in a frame, nor the coarse one: pixels within the border, bytes."""
     (tmp_path / "raw").mkdir()

@@ -308,6 +308,11 @@ def test_script_draws_the_first_images(finished):
     assert (sheet[192:640] == 255).all()
 
 
+def test_the_sheet_of_rejected_ones_is_not_filled_with_what_is_no_picture(finished):
+    with Image.open(finished["folder"] / "figures" / "rejected.png") as file:
+        assert file.height == 20  # none of them could be read: the caption alone
+
+
 def test_script_says_what_it_did(finished):
     first, *_, last = finished["result"].stdout.splitlines()
     assert "data/raw" in first and "64 x 64 x 3" in first
@@ -517,6 +522,7 @@ def test_mnist_without_the_web(tmp_path, monkeypatch):
     assert_message(result, "Cannot use mnist", "URL fetch failure", ".npz")
 
 
+@pytest.mark.slow
 @unix
 def test_two_runs_at_once(slow):
     command = [sys.executable, "preprocess.py"]
@@ -567,6 +573,7 @@ def start_and_wait_for_rows(folder):
     return process, temporary
 
 
+@pytest.mark.slow
 @unix
 def test_interrupt_keeps_the_earlier_array(slow):
     process, temporary = start_and_wait_for_rows(slow)
@@ -578,6 +585,7 @@ def test_interrupt_keeps_the_earlier_array(slow):
     assert [path.name for path in (slow / "data").iterdir()] == ["images.npy"]
 
 
+@pytest.mark.slow
 @unix
 def test_kill_keeps_the_earlier_array_and_is_cleared_up_later(slow):
     process, temporary = start_and_wait_for_rows(slow)
@@ -623,6 +631,7 @@ def test_a_full_disk_is_one_message(tmp_path):
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["images.npy"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_number_of_files(tmp_path):
     def measure(count):

@@ -427,6 +427,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_the_model_is_fetched_once(tiny, server, folder):
     edits = edits_for(tiny, f"{server.address}/right")
     for _ in range(2):
@@ -495,6 +496,7 @@ def test_a_model_that_cannot_be_run(folder):
     assert_message(result, str(path), "cannot be run by OpenCV", 'FIT = "crop"')
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGINT"])
 def test_a_fetch_that_is_stopped_leaves_no_model(tiny, server, folder, number):

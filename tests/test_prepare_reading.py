@@ -135,6 +135,7 @@ def test_reasons_are_words_for_a_person(tmp_path):
     assert len(reasons) > 3
 
 
+@pytest.mark.slow
 def test_damaged_pictures_give_a_row_or_a_reason(tmp_path):
     """What is read of them must not trouble the steps that follow."""
     module = load_preprocess(CHECKS=True, MIN_SIDE=16, MAX_PIXELS=10**6)

@@ -127,6 +127,7 @@ def draw_athlete(number, width, height):
     return image, Box(int(left), int(top), int(right), int(bottom))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 def test_athletes_on_white_stay_whole(tmp_path, fit):
     module = load_preprocess(FIT=fit, CHECKS=True)
