@@ -86,7 +86,7 @@ MAX_ASPECT = 4.0  # longer by shorter side: banners and strips; lying athletes h
 MIN_SHARPNESS = 0.3  # of the median of all pictures: one blurred by a 64th of its side
 HASH_BITS = 10  # of 63 that may differ; a larger number compares more pairs closely
 MAX_DIFFERENCE = 0.08  # of tones, in deviations, of copies that were cut or scaled
-MAX_EXACT_DIFFERENCE = 0.14  # of those that lie on each other unmoved: tone edits
+MAX_EXACT_DIFFERENCE = 0.115  # of those that lie on each other unmoved: tone edits
 # ----------------------------------------------------------------------------
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # Pillow's names
@@ -1076,7 +1076,7 @@ def measure_difference(view, other, used):
     Args: as for take_colour_out.
     """
     fitted = fit_tones(view, other, used)
-    blur = len(view) / 56  # hides the noise of JPEG and what sharpening adds
+    blur = len(view) / 70  # hides the noise of JPEG and what sharpening adds
     first = cv2.GaussianBlur(fitted, (0, 0), blur)
     second = cv2.GaussianBlur(other.astype(np.float32), (0, 0), blur)
     deviation = second[used].std()
@@ -1113,7 +1113,7 @@ def is_copy(view, other, hashes, other_hashes):
     if used.mean() < 0.6:
         return False
     limit = MAX_DIFFERENCE
-    if moved < 0.5:
+    if moved < 0.3:  # pixels: nobody draws or photographs twice so exactly
         limit = MAX_EXACT_DIFFERENCE
     # Half the side is enough for the tones and takes a quarter of the time.
     half = VIEW_SIDE // 2, VIEW_SIDE // 2
