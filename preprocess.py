@@ -599,17 +599,15 @@ def run_model(square):
     return of_thread.net.forward().reshape(MODEL_SIDE, MODEL_SIDE)
 
 
-def find_parts(mask, box):
+def find_parts(mask, box, least):
     """Find the people in a mask, float (S, S), that lies over a square Box.
 
     Returns:
-        The Box about the largest connected part that is likelier people than not, and
-        about those of a quarter of its area or more, so that athletes stay together;
-        and the area of the largest, in pixels of the upright picture. None and 0 where
-        there is none.
+        The Box about the largest connected part above `least`, and about those of a
+        quarter of its area or more, so that athletes stay together; and the area of the
+        largest, in pixels of the upright picture. None and 0 where there is none.
     """
-    # At 0.5 feet and fists were lost, at 0.3 the squares became too large.
-    likely = (mask > 0.4).astype(np.uint8)
+    likely = (mask > least).astype(np.uint8)
     count, _, parts, _ = cv2.connectedComponentsWithStats(likely)
     if count == 1:
         return None, 0
@@ -671,7 +669,9 @@ def find_people(picture, room):
     whole = picture.box
     box = place_square(whole, max(whole.width, whole.height), whole)
     first = run_model(cut(picture, box, room, MODEL_SIDE, black))
-    people, area = find_parts(first, box)
+    # At 0.5 the box lost feet and fists, at 0.3 it became too large.
+    people, _ = find_parts(first, box, 0.4)
+    _, area = find_parts(first, box, 0.5)
     share = area / (whole.width * whole.height)
     if people is None or share < MIN_PERSON:
         raise Rejected(f"no person found: {100 * share:.1f} % of it, below MIN_PERSON")
@@ -680,7 +680,7 @@ def find_people(picture, room):
     side = 1.3 * max(people.width, people.height)
     closer = place_square(people, math.ceil(side), room)
     second = run_model(cut(picture, closer, room, MODEL_SIDE, black))
-    found, _ = find_parts(second, closer)
+    found, _ = find_parts(second, closer, 0.4)
     if found is not None:
         people = found
     # The first keeps out what looks like a person close up, as a plate or a rack.
