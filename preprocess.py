@@ -86,7 +86,7 @@ MAX_ASPECT = 4.0  # longer by shorter side: banners and strips; lying athletes h
 MIN_SHARPNESS = 0.3  # of the median of all pictures: one blurred by a 64th of its side
 HASH_BITS = 10  # of 63 that may differ; a larger number compares more pairs closely
 MAX_DIFFERENCE = 0.08  # of tones, in deviations, of copies that were cut or scaled
-MAX_EXACT_DIFFERENCE = 0.115  # of those that lie on each other unmoved: tone edits
+MAX_EXACT_DIFFERENCE = 0.18  # of those that lie on each other unmoved: tone edits
 # ----------------------------------------------------------------------------
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # Pillow's names
@@ -1113,7 +1113,7 @@ def is_copy(view, other, hashes, other_hashes):
     if used.mean() < 0.6:
         return False
     limit = MAX_DIFFERENCE
-    if moved < 0.3:  # pixels: nobody draws or photographs twice so exactly
+    if moved < 0.12:  # pixels: what was drawn or photographed twice is moved by more
         limit = MAX_EXACT_DIFFERENCE
     # Half the side is enough for the tones and takes a quarter of the time.
     half = VIEW_SIDE // 2, VIEW_SIDE // 2
@@ -1760,7 +1760,7 @@ def stop(error, path):
         path: what was most likely being written then.
     """
     try:
-        sys.stdout.flush()  # what a full disk or a closed pipe refused is still there
+        print(flush=True)  # unbuffered, what was refused is gone: does it take a line?
     except (OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
