@@ -463,7 +463,7 @@ def choose_box(content, room, people):
         # Before the square juts out of the room it loses a third of the margin.
         tight = min((1 + 2 * MARGIN) / 3 * longer, max(room.width, room.height))
         side = max(tight, min(MARGIN * longer, room.width, room.height))
-    return place_square(content, round(side), room)
+    return place_square(content, max(1, round(side)), room)
 
 
 def resize(image, width, height):
@@ -680,8 +680,9 @@ def find_people(picture, room):
     side = 1.3 * max(people.width, people.height)
     closer = place_square(people, math.ceil(side), room)
     second = run_model(cut(picture, closer, room, MODEL_SIDE, black))
-    found, _ = find_parts(second, closer, 0.4)
-    if found is not None:
+    found, area = find_parts(second, closer, 0.4)
+    # Of one that it loses, close up, the second look leaves only specks.
+    if found is not None and area > 0.01 * closer.width**2:
         people = found
     # The first keeps out what looks like a person close up, as a plate or a rack.
     mask = second * np.clip(3 * move_mask(first, box, closer), 0, 1)

@@ -153,6 +153,27 @@ def test_a_frame_about_a_photo_is_not_seen(people, tmp_path):
     assert row.box.left == 150 and row.box.top >= 100 and row.box.bottom <= 500
 
 
+def test_what_the_second_look_loses_keeps_the_first_box(people, tmp_path, monkeypatch):
+    """Specks of a pixel are no people, and no square."""
+    module = people()
+    looks = []
+    run_model = module.run_model
+
+    def run(square):
+        looks.append(square)
+        mask = run_model(square)
+        if len(looks) == 2:
+            mask = np.zeros_like(mask)
+            mask[100, 100] = 1
+        return mask
+
+    monkeypatch.setattr(module, "run_model", run)
+    path = save(tmp_path / "x.png", draw_people((500, 150, 600, 450)))
+    row = module.make_row("x", path)
+    assert np.abs(middle(row.box) - (550, 300)).max() <= 4
+    assert abs(row.box.width - 1.15 * 300) <= 12
+
+
 def test_without_a_person_a_picture_is_rejected(people, tmp_path):
     small = draw_people((100, 100, 150, 200))  # 1 % of it
     for checks in (False, True):

@@ -48,6 +48,7 @@ def test_squares_about_people_are_moved_rather_than_padded():
     assert about(200, 0, 400, 500) == (16, 0, 583, 567)  # the margin shrinks to fit
     assert about(200, 7, 400, 567) == (0, -21, 616, 595)  # but not to less than 1.1
     assert about(0, 100, 850, 400) == (0, -175, 850, 675)  # all of it
+    assert about(9.1, 9.1, 9.2, 9.2).width == 1
 
 
 def test_a_square_about_content_may_take_in_its_ground():
