@@ -21,8 +21,8 @@ Writes  OUTPUT_FILE: uint8 (N, H, W, C), 0..255, RGB (C = 3) or grey (C = 1); wi
 Rows are written as they are made, so that memory stays flat however many there are.
 While it runs, it needs 49 kB a picture on the disk of OUTPUT_FILE besides the array.
 
-The file in order: reading a picture, its content, the people in it, its square, its
-row, copies, what is known of the pictures, figures, files, settings and main().
+The file in order: reading a picture, its content, squares, the people in it, its row,
+copies, what is known of the pictures, figures, files, settings and main().
 """
 
 import collections
@@ -116,6 +116,7 @@ SIGNATURES = (  # (where, bytes, what a file is that has them there)
     (0, b"MM\0*", "TIFF: damaged or cut short"),
     (0, b"GIF8", "GIF: damaged or cut short"),
 )
+TABLES = ("manifest.jsonl", "failed.jsonl", "CREDITS.md", "factors.csv")  # no pictures
 VIEW_SIDE = 128  # pixels: what the checks look at
 MODEL_SIDE = 256  # pixels: what the person model takes and gives
 BACKGROUND_LEVEL = 200  # of 255: the light grey of BACKGROUND = "gray"
@@ -213,11 +214,11 @@ def decode_picture(file, least_side):
         # Only JPEG can do this; the others stay as they are.
         image.draft(None, (least_side, least_side))
         decoded = image.size
-        if "progressive" in image.info:  # JPEG keeps all of its waves in memory
-            decoded = width, height
-        if math.prod(decoded) > MAX_PIXELS:
+        in_memory = decoded
+        if "progressive" in image.info:  # JPEG keeps all of its waves
+            in_memory = width, height
+        if math.prod(in_memory) > MAX_PIXELS:
             raise Rejected(f"too large: {width} x {height}, above MAX_PIXELS")
-        decoded = image.size
         upright = image
         # Such a tile is named "RGB;16B" or alike.
         if image.mode == "RGB" and ";16" in str(image.tile):
@@ -535,7 +536,14 @@ def get_model():
                 f"{path.resolve()}: {error}. {by_hand}"
             )
         print(f"Fetched {path} ({path.stat().st_size:,} bytes)")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        model = path.read_bytes()
+    except OSError as error:  # a folder, or it may not be read
+        sys.exit(
+            f"Cannot read {path.resolve()} (PERSON_MODEL): {error.strerror}. "
+            f"Move it away. {by_hand}"
+        )
+    found = hashlib.sha256(model).hexdigest()
     if found != PERSON_MODEL_SHA256:
         sys.exit(
             f"{path.resolve()} (PERSON_MODEL) has the SHA-256 {found}, not the one of "
@@ -569,7 +577,7 @@ def fetch_model(path):
         raise Rejected("there is no connection") from None
     with response, open(path, "wb") as file:
         response.raise_for_status()
-        for block in response.iter_content(65_536):
+        for block in response.iter_content(1024):  # of a slow server soon enough
             size += len(block)
             if size > most:
                 raise Rejected(f"more than {most:,} bytes came")
@@ -754,6 +762,8 @@ def make_row(name, source):
         fit_row(row, source)
     except Rejected as reason:
         row.reason = str(reason)
+    except OSError as error:  # its folder may not be entered, or it is gone by now
+        row.reason = f"cannot be read: {error.strerror}"
     return row
 
 
@@ -1156,19 +1166,20 @@ def find_copies(hashes, views, ranks):
         )
 
         def compare(pair):
-            first, second = sorted(pair)
-            one, two = order[first], order[second]
+            place, better = pair
+            one, two = order[better], order[place]
             return is_copy(views[one], views[two], hashes[one], hashes[two])
 
         pairs = []
-        for place, better in similar.items():
-            pairs.extend((place, other) for other in better)
+        for place, others in similar.items():
+            for better in others:
+                pairs.append((place, better))
         answers = dict(zip(pairs, executor.map(compare, pairs), strict=True))
 
         stays = {}  # place of a copy: place of the picture that it is a copy of
         for place in sorted(similar):  # the best first
-            for other in similar[place]:
-                best = stays.get(other, other)
+            for better in similar[place]:
+                best = stays.get(better, better)
                 if (place, best) not in answers:
                     answers[place, best] = compare((place, best))
                 if answers[place, best]:
@@ -1238,24 +1249,17 @@ def list_files():
             elif (place / name).is_symlink():  # nor this, by itself
                 paths.append(place / name)
         for name in names:
-            known = name in ("manifest.jsonl", "failed.jsonl", "CREDITS.md")
-            if not known and name != "factors.csv":
+            if name not in TABLES:
                 paths.append(place / name)
     files = []
     for path in paths:
-        if absolute(path) not in ours:
+        if os.path.realpath(path) not in ours:
             files.append((path.relative_to(root).as_posix(), path))
     return sorted(files), sorted(left_out)
 
 
-def absolute(path):
-    """Return a path from the root of the disk, its folders without links."""
-    path = Path(path)
-    return path.parent.resolve() / path.name
-
-
 def list_our_files():
-    """Return what the four scripts write, as a set of absolute paths: never inputs."""
+    """Return what the four scripts write, as a set of real paths: never inputs."""
     output = Path(OUTPUT_FILE)
     paths = [output, Path(PERSON_MODEL)]
     paths += [output.with_name("images.csv"), output.with_name("rejected.csv")]
@@ -1272,7 +1276,7 @@ def list_our_files():
         "latent_space.html",
     ):
         paths.append(Path(FIGURE_DIR) / name)
-    return set(map(absolute, paths))
+    return set(map(os.path.realpath, paths))
 
 
 def load_arrays():
@@ -1439,7 +1443,7 @@ def draw_original(source, box, side):
     tile = np.full((side, side, 3), 230, np.uint8)
     try:
         picture = read_source(source, side)
-    except Rejected:  # it was there before, and is gone by now
+    except (Rejected, OSError):  # it was there before, and is gone by now
         return tile
     # A gap of four pixels parts it from the next tile.
     scale = (side - 4) / max(picture.box.width, picture.box.height)
@@ -1783,9 +1787,9 @@ def check_settings():
     ):
         check(type(value) is str and value != "", name, value, "a text")
     check(OUTPUT_FILE.endswith(".npy"), "OUTPUT_FILE", OUTPUT_FILE, "a .npy file")
+    is_size = is_whole(IMAGE_SIZE, 28, 4096) and IMAGE_SIZE % 4 == 0
     size = "a multiple of 4 from 28 to 4096"
-    check(is_whole(IMAGE_SIZE, 28, 4096), "IMAGE_SIZE", IMAGE_SIZE, size)
-    check(IMAGE_SIZE % 4 == 0, "IMAGE_SIZE", IMAGE_SIZE, size)
+    check(is_size, "IMAGE_SIZE", IMAGE_SIZE, size)
     check(COLOR in ("rgb", "gray"), "COLOR", COLOR, '"rgb" or "gray"')
     fits = '"crop", "person", "pad" or "stretch"'
     if FIT == "subject":

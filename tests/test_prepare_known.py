@@ -192,6 +192,19 @@ def test_its_own_files_are_known_by_their_place(tmp_path):
         assert read_reasons(tmp_path) == {}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_links_to_its_own_files_are_no_inputs_either(tmp_path):
+    fill(tmp_path, "data/raw/a.png", "far/b.png")
+    (tmp_path / "data" / "raw" / "b.png").symlink_to(tmp_path / "far" / "b.png")
+    link = tmp_path / "data" / "raw" / "c.png"
+    link.symlink_to(tmp_path / "figures" / "dataset.png")
+    (tmp_path / "data" / "raw" / "loop.png").symlink_to("loop.png")
+    for _ in range(2):
+        index = run(tmp_path)
+        assert {line["file"] for line in index} == {"a.png", "b.png"}
+        assert list(read_reasons(tmp_path)) == ["loop.png"]
+
+
 def test_folders_of_the_system_are_left_out_with_a_count(tmp_path):
     raw = tmp_path / "data" / "raw"
     fill(raw, "a.png", ".cache/b.png", "sub/@eaDir/c.png", "__MACOSX/._d.png")

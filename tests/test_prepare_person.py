@@ -245,6 +245,18 @@ def test_grey_pictures_with_a_grey_background(people, tmp_path):
     assert (grey[0] == 200).all()
 
 
+def test_copies_are_compared_as_whole_pictures(people, tmp_path):
+    """What the checks look at does not depend on what is cut."""
+    image = np.maximum(draw_photo(3, 850, 567) // 3, draw_people((400, 100, 600, 500)))
+    path = save(tmp_path / "x.png", image)
+    row = people(CHECKS=True, BACKGROUND="gray").make_row("x", path)
+    whole = load_preprocess(CHECKS=True, FIT="crop").make_row("x", path)
+    assert row.reason == "" and row.box != whole.box
+    assert np.array_equal(row.view, whole.view)
+    assert np.array_equal(row.hashes, whole.hashes)
+    assert row.content == whole.content
+
+
 def test_threads_make_the_same_rows(people, tmp_path):
     """A net is not for several threads at once."""
     module = people(BACKGROUND="gray", IMAGE_SIZE=28)
@@ -507,6 +519,15 @@ def test_a_file_put_there_by_hand_is_checked(tiny, server, folder):
     path.write_bytes(tiny)
     assert run_script("preprocess.py", folder, **edits).returncode == 0
     assert server.asked == []
+
+
+def test_a_model_that_cannot_be_read(tiny, folder):
+    path = folder / "data" / "person.tflite"
+    path.mkdir()
+    result = run_script(
+        "preprocess.py", folder, **edits_for(tiny, "http://127.0.0.1:9")
+    )
+    assert_message(result, f"Cannot read {path}", "Move it away", 'FIT = "crop"')
 
 
 def test_a_model_that_cannot_be_run(folder):

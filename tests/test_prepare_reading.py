@@ -162,6 +162,13 @@ def test_files_that_vanish_or_may_not_be_read(tmp_path):
     path.chmod(0)
     if os.geteuid() != 0:
         assert why_not(path) == "cannot be read: Permission denied"
+        tmp_path.chmod(0o444)  # its files can be listed, not opened
+        reason = preprocess.make_row("x", path).reason
+        tmp_path.chmod(0o755)
+        assert reason.startswith(("cannot be read: ", "no file"))
+    # A name that is too long stands for all that the system refuses.
+    reason = preprocess.make_row("x", tmp_path / ("x" * 300)).reason
+    assert reason.startswith(("cannot be read: ", "no file"))
 
 
 # ----------------------------------------------------------------------------
