@@ -355,8 +355,9 @@ def find_transform(profile, mode):
     else:
         colors = levels[None]
     image = Image.fromarray(colors)
-    change = np.asarray(transform.apply(image)).astype(int) - image.convert("RGB")
-    if np.abs(change).max() <= 2:
+    before = np.asarray(image.convert("RGB")).astype(int)
+    after = np.asarray(transform.apply(image)).astype(int)
+    if np.abs(after - before).max() <= 2:
         return None
     return transform
 
@@ -988,7 +989,7 @@ def find_similar(hashes, show):
         for start, found in zip(starts, executor.map(search, starts), strict=True):
             similar.update(found)
             # The later ones are compared with more: the work grows with the square.
-            show(((start + QUERIES) / count) ** 2)
+            show(min(1, (start + QUERIES) / count) ** 2)
     return similar
 
 
@@ -1015,10 +1016,10 @@ def lay(small, large, part):
         first = cv2.resize(greys[0], (size, size), interpolation=cv2.INTER_AREA)
         second = cv2.resize(greys[1], (size, size), interpolation=cv2.INTER_AREA)
         warp[:, 2] *= size / VIEW_SIDE
-        stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, rounds, 1e-4)
+        until = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, rounds, 1e-4)
         try:
             correlation, warp = cv2.findTransformECC(
-                first, second, warp, cv2.MOTION_AFFINE, stop, None, blur
+                first, second, warp, cv2.MOTION_AFFINE, until, None, blur
             )
         except cv2.error:  # the two have nothing in common
             return None
@@ -1114,7 +1115,11 @@ def is_copy(view, other, hashes, other_hashes):
         bits[0, mirrored] = np.bitwise_count(hashes[1:] ^ other_hashes[whole])
         bits[1, mirrored] = np.bitwise_count(other_hashes[1:] ^ hashes[whole])
     swapped, mirrored, part = np.unravel_index(bits.argmin(), bits.shape)
-    large, small = (other, view) if swapped else (view, other)
+    large = view
+    small = other
+    if swapped:
+        large = other
+        small = view
     if mirrored:
         small = cv2.flip(small, 1)
     lying = lay(small, large, parts[part])
@@ -1160,21 +1165,26 @@ def find_copies(hashes, views, ranks):
         rich.progress.Progress(disable=not live) as progress,
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as executor,
     ):
-        task = progress.add_task("looking for copies", total=1.2)
-        similar = find_similar(
-            hashes[order], lambda share: progress.update(task, completed=share)
-        )
+        # Searching is one half of the work that is shown, comparing the other.
+        task = progress.add_task("looking for copies", total=2)
+
+        def show(share):
+            progress.update(task, completed=share)
 
         def compare(pair):
             place, better = pair
             one, two = order[better], order[place]
             return is_copy(views[one], views[two], hashes[one], hashes[two])
 
+        similar = find_similar(hashes[order], show)
         pairs = []
         for place, others in similar.items():
             for better in others:
                 pairs.append((place, better))
-        answers = dict(zip(pairs, executor.map(compare, pairs), strict=True))
+        answers = {}
+        for pair, answer in zip(pairs, executor.map(compare, pairs), strict=True):
+            answers[pair] = answer
+            show(1 + len(answers) / len(pairs))
 
         stays = {}  # place of a copy: place of the picture that it is a copy of
         for place in sorted(similar):  # the best first
@@ -1388,8 +1398,9 @@ def read_keywords(path):
 
 def read_factors(path):
     """Return {column: {file: text}} of a table with a column `file`."""
-    taken = "row file mirrored left top width height person images_id"
-    taken = {*taken.split(), "keyword", "label", "folder", ""}
+    # Columns of images.csv that do not come from this table.
+    taken = {"row", "file", "mirrored", "left", "top", "width", "height", "person"}
+    taken |= {"images_id", "keyword", "label", "folder", ""}
     factors = {}
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         table = csv.DictReader(file)
@@ -1432,7 +1443,7 @@ def plot_sheet(path, tiles, columns, side, caption):
         top = number // columns * high
         sheet.paste(Image.fromarray(image.squeeze()), (left, top))
         text = label.encode("ascii", "replace").decode().replace("\n", " ")
-        draw.text((left + 2, top + side), text[: side // 6], "black")
+        draw.text((left + 2, top + side), text[: side // 5], "black")
     text = f"{caption}; training images: check rights before publishing"
     draw.text((4, lines * high + 4), text, "black")
     sheet.save(path, "PNG", compress_level=1)  # a fifth of the time, a tenth larger
