@@ -574,18 +574,19 @@ def fetch_model(path):
     size = 0
     try:
         response = requests.get(PERSON_MODEL_URL, stream=True, timeout=20)
-    except requests.ConnectionError:  # its text is of classes and addresses in memory
-        raise Rejected("there is no connection") from None
-    with response, open(path, "wb") as file:
-        response.raise_for_status()
-        for block in response.iter_content(1024):  # of a slow server soon enough
-            size += len(block)
-            if size > most:
-                raise Rejected(f"more than {most:,} bytes came")
-            if time.monotonic() > latest:
-                raise Rejected("it did not end in two minutes")
-            digest.update(block)
-            file.write(block)
+        with response, open(path, "wb") as file:
+            response.raise_for_status()
+            for block in response.iter_content(1024):  # of a slow server soon enough
+                size += len(block)
+                if size > most:
+                    raise Rejected(f"more than {most:,} bytes came")
+                if time.monotonic() > latest:
+                    raise Rejected("it did not end in two minutes")
+                digest.update(block)
+                file.write(block)
+    # Their texts are of classes and addresses in memory.
+    except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
+        raise Rejected("there is no connection, or it broke off") from None
     if digest.hexdigest() != PERSON_MODEL_SHA256:
         raise Rejected(
             f"what came ({size:,} bytes) has the SHA-256 {digest.hexdigest()}, not the "

@@ -398,7 +398,11 @@ def test_a_crawl_is_told_of_people(tmp_path):
 # ----------------------------------------------------------------------------
 @pytest.fixture
 def server(tiny):
-    """Serve /right, /wrong, /gone, /endless and /half (never more) on loopback."""
+    """Serve files on loopback.
+
+    They are /right, /wrong, /gone, /endless, /cut (the connection breaks off) and /half
+    (it stays open, and nothing more comes).
+    """
     asked = []
     done = threading.Event()
 
@@ -409,12 +413,16 @@ def server(tiny):
                 self.send_error(404)
                 return
             self.send_response(200)
+            if self.path == "/cut":
+                self.send_header("Content-Length", str(len(tiny)))
             self.end_headers()
             with contextlib.suppress(OSError):  # the script hangs up
                 if self.path == "/right":
                     self.wfile.write(tiny)
                 elif self.path == "/wrong":
                     self.wfile.write(b"another")
+                elif self.path == "/cut":
+                    self.wfile.write(tiny[:700])
                 elif self.path == "/half":
                     self.wfile.write(tiny[:700])
                     self.wfile.flush()
@@ -479,6 +487,7 @@ def test_the_model_is_fetched_once(tiny, server, folder):
         ("/wrong", digest(b"another")),
         ("/gone", "404"),
         ("/endless", "more than 20,000,000 bytes"),
+        ("/cut", "person.tflite: there is no connection, or it broke off. Put"),
     ],
 )
 def test_another_model_is_not_taken(tiny, server, folder, page, words):
