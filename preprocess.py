@@ -220,8 +220,9 @@ def decode_picture(file, least_side):
         if math.prod(in_memory) > MAX_PIXELS:
             raise Rejected(f"too large: {width} x {height}, above MAX_PIXELS")
         upright = image
-        # Such a tile is named "RGB;16B" or alike.
-        if image.mode == "RGB" and ";16" in str(image.tile):
+        # Such a tile is named "RGB;16B", "RGBA;16B" or alike.
+        is_deep = f"{image.mode};16" in str(image.tile)
+        if is_deep and image.mode in ("RGB", "RGBA"):
             upright = read_deep_colors(image, file)
         upright.load()
         with contextlib.suppress(Exception):  # a damaged EXIF block says nothing
@@ -244,9 +245,13 @@ def read_deep_colors(image, path):
     """
     data = np.fromfile(path, np.uint8)
     colors = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-    if colors is None or colors.dtype != np.uint16 or colors.shape[2:] != (3,):
+    channels = len(image.getbands())
+    if colors is None or colors.dtype != np.uint16 or colors.shape[2:] != (channels,):
         return image
-    deep = Image.fromarray(scale_deep(cv2.cvtColor(colors, cv2.COLOR_BGR2RGB)))
+    deep = Image.fromarray(scale_deep(cv2.cvtColor(colors[..., :3], cv2.COLOR_BGR2RGB)))
+    if channels == 4:
+        alpha = scale_deep(colors[..., 3])
+        deep.putalpha(Image.fromarray(alpha))
     deep.info["icc_profile"] = image.info.get("icc_profile")
     with contextlib.suppress(Exception):
         deep.info["exif"] = image.getexif().tobytes()

@@ -376,6 +376,12 @@ def test_deep_colours_are_scaled_too_and_turned(tmp_path, name):
     quarters = draw_quarters().astype(np.uint16) * 16 + 7  # 12 bits
     cv2.imwrite(str(tmp_path / name), quarters[..., ::-1])
     assert_corners(read(tmp_path / name)[0], QUARTERS, 1)
+    alpha = np.full((128, 192), 65_535, np.uint16)
+    alpha[:, 96:] = 0
+    bgra = np.dstack([quarters[..., ::-1], alpha])
+    cv2.imwrite(str(tmp_path / f"alpha {name}"), bgra)
+    see_through = [RED, WHITE, BLUE, WHITE]
+    assert_corners(read(tmp_path / f"alpha {name}")[0], see_through, 1)
     if name == "x.png":  # an EXIF block put in before the pixels
         data = (tmp_path / name).read_bytes()
         exif = b"eXIfMM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\0\0\0\0"
