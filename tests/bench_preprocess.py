@@ -7,10 +7,13 @@ Draws photo-like JPEG files of 850 x 567 pixels and prints files/s of
 - the article's way: read with OpenCV, turn to RGB, resize to 256 x 256, append to a
   list, and all of it once more for the mirrors, everything kept in memory;
 - preprocess.py with each FIT, with and without the checks, as a process of its own from
-  its start to its end;
+  its start to its end; "person" on drawn scenes with athletes, without and with
+  BACKGROUND "gray";
 
-then its peak anonymous memory for few and for many files, and what becomes of pictures
-with damaged bytes: each must become a row or a reason. It takes six minutes.
+all of it on PHOTOS as well, if that names a folder; then its peak anonymous memory for
+few and for many files, and what becomes of pictures with damaged bytes: each must
+become a row or a reason. The person model is looked for at data/person.tflite; without
+it, what needs it is left out. It takes a quarter of an hour.
 """
 
 import contextlib
@@ -20,23 +23,35 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 from pathlib import Path
 
 import cv2
 import numpy as np
-from conftest import copy_script, load_script
+from conftest import ROOT, copy_script, load_script
 from PIL import Image
 
 # ----------------------------------------------------------------------------
 # Settings: edit these
 # ----------------------------------------------------------------------------
+PHOTOS = ""  # a folder of photographs, or "": the drawn part only
 NUM_PICTURES = 1000  # for the speed
+NUM_SCENES = 300  # with athletes, for the speed of "person"
 ROUNDS = 3  # of which the medians are printed
 MEMORY_FILES = (500, 5000)  # the pictures again and again, most of them duplicates
 NUM_DAMAGED = 10_000  # inputs of the fuzzer
 SEED = 0
 # ----------------------------------------------------------------------------
+
+MODEL = ROOT / "data" / "person.tflite"
+FITS = {  # name: settings
+    "crop": {"FIT": "crop"},
+    "pad": {"FIT": "pad"},
+    "stretch": {"FIT": "stretch"},
+}
+PERSON_FITS = {
+    "person": {"FIT": "person"},
+    "person, gray": {"FIT": "person", "BACKGROUND": "gray"},
+}
 
 
 def write_pictures(folder, count, seed):
@@ -79,50 +94,80 @@ def load_as_in_the_article(paths):
 
 def run(folder, **edits):
     """Run preprocess.py; return the seconds and its peak anonymous memory in MB."""
-    edits = {"INPUT": "raw", "IMAGE_SIZE": 256, "MIRROR": True} | edits
-    copy_script("preprocess.py", folder, **edits)
-    start, peak = time.perf_counter(), 0
+    settings = {"INPUT": "raw", "IMAGE_SIZE": 256, "MIRROR": True}
+    settings["PERSON_MODEL"] = str(MODEL)
+    settings.update(edits)
+    copy_script("preprocess.py", folder, **settings)
+    start = time.perf_counter()
+    peak = 0
     process = subprocess.Popen(
         [sys.executable, "preprocess.py"], cwd=folder, stdout=subprocess.DEVNULL
     )
     while process.poll() is None:
-        with contextlib.suppress(OSError), open(f"/proc/{process.pid}/status") as file:
-            sizes = [line.split()[1] for line in file if line.startswith("RssAnon")]
-            peak = max([peak, *map(int, sizes)])
+        with contextlib.suppress(OSError):  # it may just have ended
+            peak = max(peak, read_anonymous_memory(process.pid))
         time.sleep(0.02)
-    assert process.returncode == 0
+    if process.returncode != 0:
+        sys.exit(f"preprocess.py ended with {process.returncode}")
     return time.perf_counter() - start, peak / 1000
 
 
-def bench_speed(scratch, files):
-    folder, rates = scratch / "speed", {}
-    link_pictures(folder / "raw", files, len(files))
+def read_anonymous_memory(pid):
+    """Return the anonymous memory of a process in kB, 0 where it has just ended."""
+    with open(f"/proc/{pid}/status") as file:
+        for line in file:
+            if line.startswith("RssAnon"):
+                return int(line.split()[1])
+    return 0
+
+
+def bench_speed(name, folder, files, fits):
+    """Print files/s of the article's way and of preprocess.py by some FITs.
+
+    Args:
+        name: of the pictures.
+        folder: where to work; it is made here.
+        files: Paths of the pictures.
+        fits: {name: settings}.
+    """
+    folder.mkdir()
+    (folder / "raw").mkdir()
+    for number, path in enumerate(files):
+        (folder / "raw" / f"{number:05}{path.suffix}").symlink_to(path)
+    article = []
+    rates = {}
     for _ in range(ROUNDS):  # in turn: what disturbs one disturbs all
         start = time.perf_counter()
         load_as_in_the_article(files)
-        seconds = time.perf_counter() - start
-        rates.setdefault("the article's way", []).append(len(files) / seconds)
-        for checks in (False, True):
-            for fit in ("crop", "pad", "stretch", "subject"):
-                seconds, _ = run(folder, FIT=fit, CHECKS=checks)
-                name = f"FIT {fit:8} checks {'on' if checks else 'off'}"
-                rates.setdefault(name, []).append(len(files) / seconds)
-    article = np.array(rates["the article's way"])
-    for name, values in rates.items():
+        article.append(len(files) / (time.perf_counter() - start))
+        for fit, settings in fits.items():
+            for checks in (False, True):
+                seconds, _ = run(folder, CHECKS=checks, **settings)
+                kind = f"{fit:12} checks {'on' if checks else 'off'}"
+                rates.setdefault(kind, []).append(len(files) / seconds)
+    print(f"{name}, the article's way: {np.median(article):.0f} files/s")
+    for kind, values in rates.items():
+        ratios = np.array(values) / article
         print(
-            f"{name + ':':25} {np.median(values):.0f} files/s, "
-            f"{np.median(values / article):.2f} times the article's "
-            f"({np.min(values / article):.2f} to {np.max(values / article):.2f})"
+            f"{name}, {kind + ':':25} {np.median(values):.0f} files/s, "
+            f"{np.median(ratios):.2f} times the article's "
+            f"({ratios.min():.2f} to {ratios.max():.2f})",
+            flush=True,
         )
 
 
-def bench_memory(scratch, paths):
+def bench_memory(name, folder, paths, fits):
+    """Print the peak memory for few and for many files, which are links to `paths`."""
     for count in MEMORY_FILES:
-        folder = scratch / f"memory-{count}"
-        link_pictures(folder / "raw", paths, count)
-        seconds, peak = run(folder, FIT="subject", CHECKS=True)
-        print(f"{count} files: {peak:.0f} MB of anonymous memory, {seconds:.0f} s")
-        (folder / "data" / "images.npy").unlink()
+        link_pictures(folder / f"{count}" / "raw", paths, count)
+        for fit, settings in fits.items():
+            seconds, peak = run(folder / f"{count}", CHECKS=True, **settings)
+            print(
+                f"{name}, {fit}, {count} files: {peak:.0f} MB of anonymous memory, "
+                f"{seconds:.0f} s",
+                flush=True,
+            )
+        (folder / f"{count}" / "data" / "images.npy").unlink()
 
 
 def damage(data, random):
@@ -141,10 +186,11 @@ def damage(data, random):
             del data[place : place + length]
         else:
             data[place:place] = data[place : place + length]
-        data = data or bytearray(b"\0")
-    return bytes(
-        data[: random.integers(1, len(data))] if random.random() < 0.1 else data
-    )
+        if not data:
+            data = bytearray(b"\0")
+    if random.random() < 0.1:
+        data = data[: random.integers(1, len(data))]
+    return bytes(data)
 
 
 def make_seeds(random):
@@ -160,22 +206,30 @@ def make_seeds(random):
 
 def bench_damage(scratch):
     preprocess = load_script("preprocess.py")
+    preprocess.IMAGE_SIZE = 64
+    preprocess.MIN_SIDE = 16
+    preprocess.MAX_PIXELS = 1_000_000
+    preprocess.CHECKS = True
+    preprocess.FIT = "crop"
+    if MODEL.is_file():
+        preprocess.FIT = "person"
+        preprocess.PERSON_MODEL = str(MODEL)
+        preprocess.MIN_PERSON = 0
     random = np.random.default_rng(SEED)
-    settings = types.SimpleNamespace(
-        image_size=64, color="rgb", fit="subject", margin=1.15, confidence=2.0,
-        checks=True, border_levels=8, min_contrast=6, max_aspect=4, min_side=16,
-        max_pixels=1_000_000,
-    )  # fmt: skip
-    seeds, rows, longest = make_seeds(random), 0, 0
+    seeds = make_seeds(random)
+    endings = list(seeds)
+    rows = 0
+    longest = 0
     with preprocess.hold_back_stderr(pass_on=False):  # libtiff's complaints
         for number in range(NUM_DAMAGED):
-            ending = list(seeds)[number % len(seeds)]
+            ending = endings[number % len(endings)]
             path = scratch / f"damaged.{ending}"
             path.write_bytes(damage(seeds[ending], random))
             start = time.perf_counter()
-            row = preprocess.make_row("x", path, settings)
+            row = preprocess.make_row("x", path)
             longest = max(longest, time.perf_counter() - start)
-            rows += row.pixels is not None
+            if row.pixels is not None:
+                rows += 1
             assert (row.pixels is None) == bool(row.reason)
     print(
         f"{NUM_DAMAGED} damaged pictures: {rows} rows, {NUM_DAMAGED - rows} reasons, "
@@ -184,12 +238,33 @@ def bench_damage(scratch):
 
 
 def main():
-    with tempfile.TemporaryDirectory() as scratch:
-        scratch = Path(scratch)
+    scenes = load_script("tests/bench_prepare.py")
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
         bench_damage(scratch)
         paths = write_pictures(scratch / "pictures", NUM_PICTURES, SEED)
-        bench_speed(scratch, paths)
-        bench_memory(scratch, paths)
+        bench_speed("drawn", scratch / "speed", paths, FITS)
+        bench_memory("drawn", scratch / "memory", paths, {"crop": FITS["crop"]})
+        if MODEL.is_file():
+            scenes.write_scenes(scratch / "scenes", SEED, NUM_SCENES)
+            people = sorted((scratch / "scenes").iterdir())
+            bench_speed("scenes", scratch / "people", people, PERSON_FITS)
+            bench_memory("scenes", scratch / "memory-people", people, PERSON_FITS)
+        else:
+            print(f"No person model at {MODEL}: what needs it is left out.")
+        if PHOTOS:
+            photos = sorted(Path(PHOTOS).resolve().rglob("*.jpg"))
+            fits = dict(FITS)
+            if MODEL.is_file():
+                fits.update(PERSON_FITS)
+            bench_speed("photographs", scratch / "photos", photos, fits)
+            # Links beside the photographs would need one disk: copies are measured.
+            copies = scratch / "copied"
+            copies.mkdir()
+            for number, path in enumerate(photos[: MEMORY_FILES[0]]):
+                (copies / f"{number:05}.jpg").write_bytes(path.read_bytes())
+            paths = sorted(copies.iterdir())
+            bench_memory("photographs", scratch / "memory-photos", paths, fits)
 
 
 if __name__ == "__main__":
