@@ -587,32 +587,43 @@ def bench_learning(scratch, photos):
     for kind, settings in kinds.items():
         folder = scratch / f"learning-{kind}"
         indices[kind], _ = prepare(photos, folder, IMAGE_SIZE=LEARNED_SIZE, **settings)
-    count = min(len(index) for index in indices.values())
-    held_out = count // 20  # pictures: a tenth of the rows are they and their mirrors
-    held_out = 2 * (held_out // 2)
-    scored = set.intersection(
-        *(set(list(index)[-held_out:]) for index in indices.values())
-    )
-    pixels, masks = read_people(photos, indices, scored)
     for latents, kl_weight in KL_WEIGHTS.items():
-        for kind in kinds:
-            folder = scratch / f"learning-{kind}"
-            start = time.perf_counter()
-            rows, mean_image = learn(folder, latents, kl_weight, held_out)
-            seconds = time.perf_counter() - start
-            names = list(indices[kind])[-held_out:]
-            errors = 0.0
-            spread = 0.0
-            for name, row in zip(names, rows, strict=True):
-                if name in scored:
-                    sure = masks[kind][name]
-                    errors += np.square(row - pixels[kind][name])[sure].sum()
-                    spread += np.square(mean_image - pixels[kind][name])[sure].sum()
-            print(
-                f"learning, {latents} latents, {kind}: of the people of {len(scored)} "
-                f"held-out photographs {1 - errors / spread:.3f} explained "
-                f"({seconds:.0f} s)"
-            )
+        compare_learning(scratch, photos, indices, latents, kl_weight)
+
+
+def compare_learning(scratch, photos, indices, latents, kl_weight):
+    """Train on each kind of rows that was prepared, and print what it explains.
+
+    Args:
+        scratch: where the folders "learning-KIND" are.
+        photos: folder of the pictures.
+        indices: {kind: {file: line of images.csv}}.
+    """
+    count = min(len(index) for index in indices.values())
+    held_out = count // 40 * 2  # pictures: a tenth of the rows are they and mirrors
+    scored = None
+    for index in indices.values():
+        names = set(list(index)[-held_out:])
+        # The kinds reject different files: what all of them hold out is compared.
+        scored = names if scored is None else scored & names
+    pixels, masks = read_people(photos, indices, scored)
+    for kind, index in indices.items():
+        start = time.perf_counter()
+        folder = scratch / f"learning-{kind}"
+        rows, mean_image = learn(folder, latents, kl_weight, held_out)
+        seconds = time.perf_counter() - start
+        errors = 0.0
+        spread = 0.0
+        for name, row in zip(list(index)[-held_out:], rows, strict=True):
+            if name in scored:
+                sure = masks[kind][name]
+                errors += np.square(row - pixels[kind][name])[sure].sum()
+                spread += np.square(mean_image - pixels[kind][name])[sure].sum()
+        print(
+            f"learning, {latents} latents, {kind}: of the people of {len(scored)} "
+            f"held-out photographs {1 - errors / spread:.3f} explained, "
+            f"{seconds:.0f} s"
+        )
 
 
 def read_people(photos, indices, names):
