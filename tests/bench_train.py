@@ -28,12 +28,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from conftest import copy_script, load_script, run_script
+import training
+from conftest import copy_script, load_script
 
 # ----------------------------------------------------------------------------
 # Settings: edit these
 # ----------------------------------------------------------------------------
-ROWS = 2000  # drawn athletes of 256 x 256 x 3, a tenth of them held out
+ROWS = 2000  # drawn athletes of 256 x 256 x 3, 256 of them held out
 NETWORKS = {  # FILTERS and PRECISION, seconds of training; the article's has neither
     "article": (None, (180,)),
     "ours": (((16, 32, 64, 128), "float32"), (180, 600)),
@@ -45,19 +46,9 @@ STEPS = 24  # timed steps of 32 images in a round
 MANY_ROWS = 20_000  # of the training whose memory is compared; 0: no comparison
 # ----------------------------------------------------------------------------
 
-SIDE, BATCH_SIZE, EPOCHS = 256, 32, 20
+SIDE = 256
+EPOCHS = 20  # of the training of ours
 PRODUCT_SIDE = 4096  # a product of two such matrices stands for the processor's peak
-
-
-def draw(folder):
-    """Draw and prepare ROWS athletes below the folder; return the path of the array."""
-    for script, edits in (
-        ("tests/draw_athletes.py", {"NUM_IMAGES": ROWS}),
-        ("preprocess.py", {"MIRROR": False, "CHECKS": False}),
-    ):
-        if run_script(script, folder, 900, **edits).returncode:
-            sys.exit(f"{script} has failed, see above.")
-    return folder / "data/images.npy"
 
 
 def build_article(keras, side, channels):
@@ -97,59 +88,69 @@ def build_article(keras, side, channels):
     return encoder, decoder, vae
 
 
-def build(train_vae, network, steps):
-    """Build the article's network (None) or ours, as train_vae.py does."""
+def build(train_vae, network, images, mean_image):
+    """Build the article's network (None) or ours; the first result is ours' sizes."""
     if network is None:
         train_vae.keras.utils.set_random_seed(0)
-        return build_article(train_vae.keras, SIDE, 3)
-    filters, precision = network
-    settings = {"SEED": 0, "PRECISION": precision, "KL_WEIGHT": 5e-4}
-    settings |= {"LEARNING_RATE": None, "OPTIMIZER": "adam"}
-    strategy = train_vae.tf.distribute.get_strategy()
-    return train_vae.build_models((SIDE, 3, 2, filters), settings, steps, strategy)
+        return None, *build_article(train_vae.keras, SIDE, 3)
+    return training.build(train_vae, images, mean_image)
+
+
+def load(network, **settings):
+    """Import train_vae.py with the settings of a network; None is the article's."""
+    if network is not None:
+        settings["FILTERS"], settings["PRECISION"] = network
+    return training.load_train_vae(**settings)
 
 
 def count_flops(model):
     """Count the floating-point operations of a forward pass of one image."""
     total = 0
     for layer in model.layers:
+        kind = type(layer).__name__
         if hasattr(layer, "layers"):
             total += count_flops(layer)
-        elif "conv" in layer.name:
+        elif kind in ("Conv2D", "Conv2DTranspose", "UpConv2D"):
             *kernel, channels_in, channels_out = layer.kernel.shape
-            up = "transpose" in layer.name or "up_conv" in layer.name
-            place = (layer.input if up else layer.output).shape[1:3]
-            taps = 16 if "up_conv" in layer.name else np.prod(kernel)
+            taps = np.prod(kernel)
+            place = layer.output.shape[1:3]
+            if kind != "Conv2D":  # a kernel is laid about each place of the input
+                place = layer.input.shape[1:3]
+            if kind == "UpConv2D":
+                taps = 16
             total += 2 * taps * channels_in * channels_out * np.prod(place)
-        elif "dense" in layer.name:
+        elif kind == "Dense":
             total += 2 * np.prod(layer.kernel.shape)
     return int(total)
 
 
 def take_rate(file, network, steps):
     """Return images a second of the median step, and operations a step and image."""
-    train_vae = load_script("train_vae.py")
-    _, _, vae = build(train_vae, network, 1000)
-    images = np.load(file, mmap_mode="r")
-    training, _ = train_vae.make_datasets(
-        images, len(images) // 10 * 9, BATCH_SIZE, 0, 0, 1
-    )
+    train_vae = load(network, EPOCHS=1)
+    images, _, num_train, mean_image = train_vae.read_images(file)
+    _, _, _, vae = build(train_vae, network, images, mean_image)
+    datasets = train_vae.make_datasets(images, num_train, train_vae.BATCH_SIZE, 0, 0, 1)
     times = []
 
     class Clock(train_vae.keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             times.append(time.perf_counter())
 
-    options = {"steps_per_epoch": steps + 6, "verbose": 0, "shuffle": False}
-    vae.fit(training, callbacks=[Clock()], **options)
+    if network is None:
+        options = {"steps_per_epoch": steps + 6, "verbose": 0, "shuffle": False}
+        vae.fit(datasets[0], callbacks=[Clock()], **options)
+    else:
+        training.fit(train_vae, vae, datasets, steps + 6, [Clock()])
     # A training step needs about three forward passes.
-    return BATCH_SIZE / np.median(np.diff(times[5:])), 3 * count_flops(vae)
+    rate = train_vae.BATCH_SIZE / np.median(np.diff(times[5:]))
+    return rate, 3 * count_flops(vae)
 
 
 def take_peak(side):
     """Return the floating-point operations a second of a large matrix product."""
     tf = load_script("train_vae.py").tf
-    a, times = tf.random.normal((side, side)), []
+    a = tf.random.normal((side, side))
+    times = []
     for _ in range(6):
         start = time.perf_counter()
         (a @ a).numpy()
@@ -172,39 +173,30 @@ def sample_memory(process, stop):
 
 def train_steps(file, network, steps):
     """Train for some steps; return figures on held-out rows, and the peak of memory."""
-    train_vae = load_script("train_vae.py")
-    images = np.load(file, mmap_mode="r")
-    num_train = len(images) // 10 * 9
-    mean_image = train_vae.average_images(images[:num_train])
-    epochs = EPOCHS if network else 1
-    encoder, decoder, vae = build(train_vae, network, steps // epochs * epochs)
-    training, held_out = train_vae.make_datasets(images, num_train, BATCH_SIZE, 0, 0, 1)
-    options = {"steps_per_epoch": steps // epochs, "epochs": epochs, "verbose": 0}
-    options["shuffle"] = False
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        concurrent.futures.ThreadPoolExecutor() as executor,
-    ):
+    train_vae = load(network, EPOCHS=EPOCHS)
+    images, _, num_train, mean_image = train_vae.read_images(file)
+    sizes, encoder, decoder, vae = build(train_vae, network, images, mean_image)
+    datasets = train_vae.make_datasets(images, num_train, train_vae.BATCH_SIZE, 0, 0, 1)
+    with concurrent.futures.ThreadPoolExecutor() as executor:
         done = threading.Event()
         memory = executor.submit(sample_memory, os.getpid(), done.is_set)
-        if network:
-            recorder = train_vae.Recorder(Path(folder), {"KL_WEIGHT": 5e-4}, epochs)
-            vae.fit(training, validation_data=held_out, callbacks=[recorder], **options)
-            vae.set_weights(recorder.best)
-            saved = train_vae.build_decoder(SIDE, 3, 2, network[0], training=False)
-            saved.set_weights(decoder.get_weights())
-            decoder = saved
+        if network is None:
+            options = {"steps_per_epoch": steps, "verbose": 0, "shuffle": False}
+            vae.fit(datasets[0], **options)
         else:
-            vae.fit(training, **options)
+            _, best = training.fit(train_vae, vae, datasets, steps // EPOCHS)
+            vae.set_weights(best)
+            decoder = train_vae.build_stock_decoder(decoder, *sizes)
         done.set()
-        figures = train_vae.measure(encoder, decoder, held_out, mean_image)
-    return figures | {"memory": memory.result()}
+        figures = train_vae.measure(encoder, decoder, datasets[1], mean_image, 0)
+    figures["memory"] = memory.result()
+    return figures
 
 
 def measure_components(file, count=2):
     """Return the cross-entropy of held-out rows from their principal components."""
     images = np.load(file, mmap_mode="r")
-    num_train = len(images) // 10 * 9
+    num_train = len(images) - load_script("train_vae.py").VALIDATION_IMAGES
     rows = images.reshape(len(images), -1) / np.float32(255)
     mean = rows[:num_train].mean(axis=0)
     centred = rows[:num_train] - mean
@@ -251,7 +243,8 @@ def repeat_rows(source, target, count):
 def main():
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        file = draw(folder)
+        edits = {"IMAGE_SIZE": SIDE, "MIRROR": False, "CHECKS": False}
+        file = training.draw_athletes(folder, ROWS, **edits)
         peak = alone(take_peak, PRODUCT_SIDE)
         print(f"a product of two {PRODUCT_SIDE} matrices: {peak / 1e9:.0f} GFLOP/s\n")
         rates = {name: [] for name in NETWORKS}
@@ -275,14 +268,14 @@ def main():
         )
         for name, (network, lengths) in NETWORKS.items():
             for seconds in lengths:
-                steps = round(seconds * medians[name] / BATCH_SIZE)
+                steps = round(seconds * medians[name] / 32)  # images a step
                 found = alone(train_steps, file, network, steps)
                 print(
                     f"{name:22} {seconds:7} {steps:6} {found['cross_entropy']:14.4f} "
                     f"{found['cross_entropy_mean_image']:11.4f} "
                     f"{found['cross_entropy_lowest']:7.4f}; "
                     f"{found['memory'] / 1e9:.2f} GB, PSNR {found['psnr']:.2f} dB, "
-                    f"SSIM {found['ssim']:.3f}",
+                    f"SSIM {found['ssim']:.3f}, sharpness {found['sharpness']:.3f}",
                     flush=True,
                 )
         if MANY_ROWS:
