@@ -214,48 +214,51 @@ def train(
         **settings: of train_vae.py.
     """
     train_vae = training.load_train_vae(SEED=seed, **settings)
-    keras = train_vae.keras
-    images, _, num_train, mean_image = train_vae.read_images(file)
-    steps_per_epoch = num_train // train_vae.BATCH_SIZE
-    if steps is not None:
-        train_vae.EPOCHS = EPOCHS
-        steps_per_epoch = steps // EPOCHS
     if not sketch:
         leave_out_sketch(train_vae)
     if not stages:
         leave_out_stages(train_vae)
-    datasets = train_vae.make_datasets(
-        images, num_train, train_vae.BATCH_SIZE, seed, 0, 1
-    )
+    images, _, num_train, mean_image = train_vae.read_images(file)
+    batch_size = train_vae.BATCH_SIZE
+    steps_per_epoch = num_train // batch_size
+    if steps is not None:
+        train_vae.EPOCHS = EPOCHS
+        steps_per_epoch = steps // EPOCHS
+    datasets = train_vae.make_datasets(images, num_train, batch_size, seed, 0, 1)
+    if correction is None:
+        models = training.build(train_vae, images, mean_image, activation)[1:]
+    else:
+        models = build_corrected(train_vae, correction, images, mean_image)
+    encoder, decoder, vae = models
     try:
         if correction is None:
-            _, encoder, decoder, vae = training.build(
-                train_vae, images, mean_image, activation
-            )
             history, best = training.fit(train_vae, vae, datasets, steps_per_epoch)
             vae.set_weights(best)
         else:
-            encoder, decoder, vae = build_corrected(
-                train_vae, correction, images, mean_image
-            )
             history = fit_plainly(train_vae, vae, datasets, steps_per_epoch)
     except FloatingPointError:
         return None
-    parameters = encoder.count_params() + decoder.count_params()
     if correction != 0:  # from the logits to pictures
-        outputs = keras.ops.sigmoid(decoder.output)
-        decoder = keras.Model(decoder.input, outputs)
-    held_out = images[num_train:] / np.float32(255)
-    decoded = np.asarray(decoder(np.asarray(encoder(held_out)[0])))
+        keras = train_vae.keras
+        decoder = keras.Model(decoder.input, keras.ops.sigmoid(decoder.output))
     seconds = statistics.median(row["seconds"] for row in history)
-    factors = training.read_factors(file)
     return {
         **train_vae.measure(encoder, decoder, datasets[1], mean_image, seed),
+        **measure_more(train_vae, encoder, decoder, file, images, num_train),
+        **measure_noise(encoder, images[num_train:] / np.float32(255), correction),
+        "parameters": encoder.count_params() + decoder.count_params(),
+        "images_per_second": steps_per_epoch * batch_size / seconds,
+    }
+
+
+def measure_more(train_vae, encoder, decoder, file, images, num_train):
+    """Return the figures of the map and of the luminance of held-out rows."""
+    held_out = images[num_train:] / np.float32(255)
+    decoded = np.asarray(decoder(np.asarray(encoder(held_out)[0])))
+    factors = training.read_factors(file)
+    return {
         **training.measure_map(encoder, decoder, images, num_train, factors),
-        **measure_noise(encoder, held_out, correction),
         **measure_luminance(train_vae.tf, held_out, decoded),
-        "parameters": parameters,
-        "images_per_second": steps_per_epoch * train_vae.BATCH_SIZE / seconds,
     }
 
 
