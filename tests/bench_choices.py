@@ -200,7 +200,6 @@ def train(
     correction=None,
     sketch=True,
     stages=True,
-    activation="leaky_relu",
     **settings,
 ):
     """Train once; return the figures of the held-out rows, None where it failed.
@@ -210,7 +209,7 @@ def train(
         seed: SEED.
         steps: in all, in 10 epochs; None: EPOCHS and its steps as shipped.
         correction: how many corrections the article's network gets; None: ours.
-        sketch, stages, activation: ingredients of ours.
+        sketch, stages: whether ours has these ingredients.
         **settings: of train_vae.py.
     """
     train_vae = training.load_train_vae(SEED=seed, **settings)
@@ -226,7 +225,7 @@ def train(
         steps_per_epoch = steps // EPOCHS
     datasets = train_vae.make_datasets(images, num_train, batch_size, seed, 0, 1)
     if correction is None:
-        models = training.build(train_vae, images, mean_image, activation)[1:]
+        models = training.build(train_vae, images, mean_image)[1:]
     else:
         models = build_corrected(train_vae, correction, images, mean_image)
     encoder, decoder, vae = models
@@ -279,7 +278,7 @@ def plan_corrections(files):
 
 def plan_ingredients(files):
     rows = {}
-    silu = {"activation": "silu", "LEARNING_RATE": 6e-3}
+    silu = {"ACTIVATION": "silu", "LEARNING_RATE": 6e-3}
     for name, steps in (("300 at 64", STEPS), ("2000 at 64", MANY_STEPS)):
         data = {"file": files[name], "steps": steps}
         rows[f"{name}: convolutions alone"] = {**data, "sketch": False}
@@ -295,6 +294,8 @@ def plan_latents(files):
     data = {"file": files["300 at 64"], "steps": STEPS, "LATENT_DIM": 16}
     for kl_weight in (5e-4, 2e-4, 1e-4):
         rows[f"16 latents, stages, {kl_weight:g}"] = {**data, "KL_WEIGHT": kl_weight}
+    silu = {"ACTIVATION": "silu", "LEARNING_RATE": 6e-3, "KL_WEIGHT": 2e-4}
+    rows["16 latents, stages, 0.0002, silu"] = {**data, **silu}
     for kl_weight in (5e-4, 1e-5):
         options = {**data, "KL_WEIGHT": kl_weight, "stages": False}
         rows[f"16 latents, one weight, {kl_weight:g}"] = options

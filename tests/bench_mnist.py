@@ -66,14 +66,13 @@ def train(images, num_images, epochs, seed, activation, learning_rate):
         LATENT_DIM=LATENT_DIM,
         FILTERS=FILTERS,
         KL_WEIGHT=1 / values,
+        ACTIVATION=activation,
         LEARNING_RATE=learning_rate,
     )
     num_train = num_images - HELD_OUT
     steps = num_train // BATCH_SIZE
     mean_image = training.find_mean(images[:num_train])
-    sizes, encoder, decoder, vae = training.build(
-        train_vae, images, mean_image, activation
-    )
+    sizes, encoder, decoder, vae = training.build(train_vae, images, mean_image)
     datasets = train_vae.make_datasets(
         images[:num_images], num_train, BATCH_SIZE, seed, 0, 1
     )

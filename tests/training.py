@@ -50,10 +50,11 @@ def load_train_vae(**settings):
     return train_vae
 
 
-def build(train_vae, images, mean_image, activation="leaky_relu"):
+def build(train_vae, images, mean_image):
     """Build what train_vae.py trains on such images; return its sizes as well."""
     side, _, channels = images.shape[1:]
-    sizes = (side, channels, train_vae.LATENT_DIM, train_vae.FILTERS, activation)
+    network = train_vae.FILTERS, train_vae.ACTIVATION
+    sizes = (side, channels, train_vae.LATENT_DIM, *network)
     strategy = train_vae.tf.distribute.get_strategy()
     return sizes, *train_vae.build_models(sizes, mean_image, strategy)
 
