@@ -94,6 +94,7 @@ def train_article(train_vae, factor, images, datasets):
     vae.optimizer.learning_rate = factor * float(vae.optimizer.learning_rate)
     history = vae.fit(
         datasets[0],
+        shuffle=False,
         steps_per_epoch=STEPS,
         epochs=EPOCHS,
         callbacks=[keras.callbacks.TerminateOnNaN()],
