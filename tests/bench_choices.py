@@ -112,8 +112,8 @@ def leave_out_stages(train_vae):
     def final_kl_weights(kl_weight, latent_dim):
         return [kl_weight] * latent_dim
 
-    def plan_kl_weights(step, final_weights):
-        of_the_map = plan(step, final_weights[:2])
+    def plan_kl_weights(step, epoch_steps, final_weights):
+        of_the_map = plan(step, epoch_steps, final_weights[:2])
         return np.full(len(final_weights), of_the_map[0])
 
     train_vae.final_kl_weights = final_kl_weights
