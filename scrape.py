@@ -10,21 +10,24 @@ Writes  OUT_DIR/NNNNNN.EXT: the bytes as downloaded, the extension by their cont
 Run again, it goes on where it was: nothing is saved twice or overwritten, and a picture
 deleted by hand stays away. By the pauses alone 1000 pictures take 8 to 17 minutes, and
 100 minutes from Wikimedia with an empty CONTACT.
+
+The file in order: settings; what can fail; texts and licences; engines; asking a
+server; looking at a picture; the folder; the crawl; checks; main.
 """
 
 import collections
 import contextlib
 import datetime
+import errno
+import glob
 import hashlib
-import html
+import importlib.util
 import io
 import ipaddress
-import itertools
 import json
 import logging
 import math
 import os
-import pathlib
 import queue
 import re
 import socket
@@ -32,9 +35,10 @@ import string
 import sys
 import threading
 import time
-import types
+import unicodedata
 import urllib.parse
 import warnings
+from pathlib import Path
 
 import bs4
 import icrawler
@@ -56,8 +60,8 @@ KEYWORDS = (  # related phrases bring more than one does; each gets an equal sha
     "bodybuilder posing", "bodybuilder", "bodybuilding competition",
     "bodybuilding contest pose", "female bodybuilder posing",
 )  # fmt: skip
-# Tried in order: "commons", "openverse", "urls", "bing", "google". The terms of Bing
-# and Google forbid automated queries: to switch these two on is your decision.
+# Tried in order: "commons", "openverse", "urls", "bing". The terms of Bing forbid
+# automated queries: to switch it on is your decision.
 ENGINES = ("commons", "openverse")
 MAX_NUM = 1000  # images wanted in OUT_DIR in all
 MIN_NUM = 200  # fewer than this at the end: exit code 1
@@ -75,441 +79,1316 @@ HOST_DELAY = {  # seconds between requests; from 1 s on, one request at a time
 DEFAULT_DELAY = 0.2  # seconds, for every other host
 HOST_CONCURRENCY = 2  # downloads at once from one image host
 # Result pages a run. Openverse answers 200 a day to those without a key.
-PAGE_BUDGET = {"commons": 500, "openverse": 150, "bing": 100, "google": 20}
+PAGE_BUDGET = {"commons": 500, "openverse": 150, "bing": 100}
+PAUSES = (1, 2, 4)  # seconds before a request that failed is made again
+BUSY_PAUSE = 10  # seconds after HTTP 429 that names no time
+LEFT_PAUSE = 30  # seconds until a host that failed again and again gets another chance
 
 # Bounds
 MAX_BYTES = 20_971_520  # of one download, unpacked
 MAX_PIXELS = 50_000_000  # a larger picture would fill the memory when it is opened
+MAX_SCANS = 500  # of a progressive JPEG; each costs the time of a whole picture
+MAX_TEXT = 500  # letters of a title, a creator, a licence
 REQUEST_TIMEOUT = 10  # seconds of silence
 IMAGE_DEADLINE = 30  # seconds in all for one image
 PAGE_TIMEOUT = 30  # seconds in all for a page of results: Openverse can be slow
 ALLOW_PRIVATE_HOSTS = False  # True: fetch from addresses that are not public, too
 
 # Network
-FEEDER_THREADS = 1  # more of these two change nothing: an engine is asked one page
-PARSER_THREADS = 2  # at a time
-DOWNLOADER_THREADS = 4
+DOWNLOADER_THREADS = 4  # the article's number
 ENDPOINTS = {  # a mirror or a test server can stand in
     "commons": "https://commons.wikimedia.org/w/api.php",
     "openverse": "https://api.openverse.org/v1/images/",
     "bing": "https://www.bing.com/images/async",
-    "google": "https://www.google.com/search",
 }
 # ----------------------------------------------------------------------------
 
 
+# ----------------------------------------------------------------------------
+# What can fail: this picture, this query, this engine, our own environment
+# ----------------------------------------------------------------------------
 class Failure(Exception):
-    """Why an address could not be had: `kind` is counted, and after a `final` failure
-    asking again would bring the same."""
+    """What could not be had, and why.
 
-    def __init__(self, kind, reason="", final=False):
-        super().__init__(reason or kind)
-        self.kind, self.final = kind, final
+    Args:
+        kind: one or two words, for the summary.
+        reason: the same for a person, in a sentence; the kind if it is left out.
+    """
+
+    def __init__(self, kind, reason=""):
+        super().__init__(clean(reason or kind))
+        self.kind = kind
 
 
-def first_pages(engine, keyword, license, engines):
-    """Return the queries, as dicts, of the first result pages for a keyword."""
-    if engine == "commons":
-        return [{
+class PictureFailure(Failure):
+    """Nothing of use came from an address. The picture is lost, and no more than it.
+
+    Args:
+        final: asking again would bring the same. It goes into failed.jsonl.
+        doubtful: perhaps we were too slow. It is final when a second run says the same.
+        other_address: the thumbnail may help.
+    """
+
+    def __init__(
+        self, kind, reason="", final=False, doubtful=False, other_address=True
+    ):
+        super().__init__(kind, reason)
+        self.final = final
+        self.doubtful = doubtful
+        self.other_address = other_address
+
+
+class Passing(PictureFailure):
+    """It may be over in a moment: the request is worth a pause and another try.
+
+    Args:
+        wait: seconds that the server asked for, or None.
+        whole_host: the pause is for all that is wanted from the host.
+        silent: it took all the time that we give, so that trying often is dear.
+    """
+
+    def __init__(self, kind, reason="", wait=None, whole_host=True, silent=False):
+        super().__init__(kind, reason)
+        self.wait = wait
+        self.whole_host = whole_host
+        self.silent = silent
+
+
+class QueryFailure(Failure):
+    """An engine has no answer to this query. Others may fare better."""
+
+
+class EngineFailure(Failure):
+    """An engine is of no use for the rest of this run."""
+
+
+class SetupFailure(Exception):
+    """Something on this machine is wrong, so that no picture is to blame."""
+
+
+class Stopped(Exception):
+    """Enough is there, or the run ends: what is under way is left for later."""
+
+
+# ----------------------------------------------------------------------------
+# Texts and licences
+# ----------------------------------------------------------------------------
+def clean(text):
+    """Return text on one line that is safe to print, of MAX_TEXT letters at most."""
+    text = str(text)[: 100 * MAX_TEXT]
+    if not text.isprintable():
+        kept = []
+        for letter in text:
+            category = unicodedata.category(letter)
+            joiner = letter in "\u200c\u200d"  # of words and emoji
+            if category in ("Cc", "Zl", "Zp"):  # controls: escapes move the cursor
+                kept.append(" ")
+            # Cf turns the direction of reading, half a surrogate (Cs) cannot be
+            # written, and Bing marks its hits by letters of Co.
+            elif joiner or category not in ("Cf", "Cs", "Co"):
+                kept.append(letter)
+        text = "".join(kept)
+    text = " ".join(text.split())
+    if len(text) > MAX_TEXT:
+        text = text[: MAX_TEXT - 1] + "…"
+    return text
+
+
+def is_hidden(tag):
+    """Return whether a browser would show nothing of an element."""
+    style = str(tag.get("style", "")).lower().replace(" ", "")
+    no_text = tag.name in ("script", "style", "template", "noscript")
+    return no_text or tag.has_attr("hidden") or "display:none" in style
+
+
+def plain(markup):
+    """Return as plain text what may hold HTML; None where there is no text."""
+    if not isinstance(markup, str):
+        return None
+    text = markup[: 100 * MAX_TEXT]
+    if "<" in text or "&" in text:
+        soup = bs4.BeautifulSoup(text, "lxml")
+        for tag in soup.find_all(is_hidden):
+            if not tag.decomposed:  # it went with the one around it
+                tag.decompose()
+        blocks = (
+            "br", "p", "div", "li", "ul", "ol", "dl", "dt", "dd", "table", "tr", "td",
+            "th", "h1", "h2", "h3", "h4", "h5", "h6", "hr",
+        )  # fmt: skip
+        for tag in soup.find_all(blocks):
+            tag.insert_before(" ")
+            tag.insert_after(" ")
+        text = soup.get_text()
+    # Commons adds notes for Wikidata, such as: creator QS:P170,Q123
+    text = re.sub(r'\b\w+ QS:P\d+,(\w+:"[^"]*"|\S+)', " ", text)
+    return clean(text) or None
+
+
+def web_address(text):
+    """Return a text if it is an http address of sensible length, otherwise None."""
+    if not isinstance(text, str) or len(text) > 2000 or not text.isprintable():
+        return None
+    if re.fullmatch(r"https?://[^\s<>]+", text):
+        return text
+    return None
+
+
+def allows(license_name):
+    """Return whether the setting LICENSE lets a licence of this name in."""
+    if LICENSE is None:
+        return True
+    if not license_name:
+        return False
+    name = license_name.upper()
+    words = re.split("[^A-Z]+", name)
+    letters = re.sub("[^A-Z]", "", name)
+    noncommercial = "NC" in words or "NONCOMMERCIAL" in letters
+    no_derivatives = "ND" in words or "NODERIV" in letters
+    if noncommercial and LICENSE.startswith("commercial"):
+        return False
+    return not (no_derivatives and LICENSE.endswith("modify"))
+
+
+# ----------------------------------------------------------------------------
+# Engines. For another one, copy a class, and name it in make_engines.
+# ----------------------------------------------------------------------------
+class Engine:
+    """What the engines have in common: how they are asked, and when they are left.
+
+    A page is a dict, the query of a page of results. A task is a dict about a picture:
+    `file_url`, perhaps `fallback` (another address), and fields of the manifest.
+    """
+
+    name = ""
+    license_note = ""  # follows LICENSE in the manifest
+
+    def __init__(self):
+        self.budget = PAGE_BUDGET.get(self.name, 0)
+        self.turn = threading.Lock()  # one page at a time
+        self.heard = False  # whether it has answered in this run
+        self.failure = None  # why it is left for the rest of the run
+        self.failed_queries = 0  # in a row
+        self.odd = 0  # entries that could not be read
+        self.left_out = 0  # entries that are not what was asked for
+
+    def first_pages(self, keyword):
+        """Return the first page of each query for a keyword."""
+        raise NotImplementedError
+
+    def read(self, page, answer):
+        """Return (tasks, next page or None) of an Answer to a page.
+
+        Where the answer is not in the known shape, any exception will do. Passing,
+        QueryFailure and EngineFailure say more.
+        """
+        raise NotImplementedError
+
+    def read_items(self, items):
+        """Return the tasks of the entries of a page, by the engine's `read_item`.
+
+        `read_item` returns a task, or None for what is to be left out.
+        """
+        tasks = []
+        odd = 0
+        for item in items:
+            try:
+                task = self.read_item(item)
+                if task is None:
+                    self.left_out += 1
+                    continue
+                tasks.append(tidy(task))
+            except (AttributeError, LookupError, TypeError, ValueError):
+                odd += 1
+        if odd and not tasks:
+            raise ValueError(f"none of {odd} entries could be read")
+        self.odd += odd
+        return tasks
+
+    def ask(self, session, page):
+        """Return (tasks, next page or None); ask again where it may help."""
+        for number in range(len(PAUSES) + 1):
+            try:
+                return self.ask_once(session, page)
+            except Passing as failure:
+                last = failure
+            wait = last.wait
+            if wait is None:
+                wait = PAUSES[min(number, len(PAUSES) - 1)]
+            hopeless = last.silent and not self.heard
+            if hopeless or wait > 60 or number == len(PAUSES):
+                break
+            session.pause(ENDPOINTS[self.name], wait)
+        return self.give_up(session, last)
+
+    def ask_once(self, session, page):
+        """Return (tasks, next page or None) of a page of results."""
+        if self.budget < 1:
+            raise EngineFailure("budget", "PAGE_BUDGET is used up for this run")
+        if not self.heard and session.host(ENDPOINTS[self.name]).gone:
+            reason = session.host(ENDPOINTS[self.name]).reason
+            raise EngineFailure("unreachable", reason)
+        self.budget -= 1
+        answer = self.fetch(session, page)
+        self.heard = True
+        if answer.status == 403:
+            raise EngineFailure("refused", "HTTP 403")
+        if answer.status != 200:
+            raise QueryFailure("refused", f"HTTP {answer.status}")
+        try:
+            return self.read(page, answer)
+        except (Failure, SetupFailure):
+            raise
+        except Exception as error:  # a page can lead its reader anywhere
+            reason = f"not in the known shape: {error!r}"
+            raise Passing("unreadable", reason) from None
+
+    def fetch(self, session, page):
+        """Return the Answer to a page."""
+        seconds = PAGE_TIMEOUT
+        if not self.heard:  # where no engine answers, the end comes within 60 s
+            seconds = min(seconds, 50 / len(ENGINES))
+        address = f"{ENDPOINTS[self.name]}?{urllib.parse.urlencode(page)}"
+        try:
+            return session.fetch_page(address, seconds)
+        except Passing:
+            raise
+        except PictureFailure as failure:
+            if failure.final:  # we refuse to ask there
+                raise EngineFailure("refused", str(failure)) from None
+            raise Passing("unreachable", str(failure), silent=True) from None
+
+    def give_up(self, session, failure):
+        """Say what a failure means that did not pass: for the query or the engine."""
+        if failure.kind == "empty":
+            return [], None
+        if failure.kind == "HTTP 429" or (failure.wait or 0) > 60:
+            raise EngineFailure("refused", str(failure))
+        if failure.kind.startswith("HTTP"):
+            raise QueryFailure("refused", str(failure))
+        if failure.kind == "unreachable" and not self.heard:
+            host = session.host(ENDPOINTS[self.name])
+            host.gone = True
+            host.reason = str(failure)
+            raise EngineFailure("unreachable", str(failure))
+        if failure.kind == "broken":
+            raise QueryFailure("unreadable", str(failure))
+        raise QueryFailure(failure.kind, str(failure))
+
+    def note_query(self, failure=None):
+        """Count the queries that fail in a row: after three the engine is left."""
+        if failure is None:
+            self.failed_queries = 0
+            return
+        self.failed_queries += 1
+        if self.failed_queries == 3 and self.failure is None:
+            reason = f"three queries in a row failed, the last one: {failure}"
+            self.failure = EngineFailure(failure.kind, reason)
+
+
+def tidy(task):
+    """Return a task with safe texts and addresses; ValueError without an address."""
+    for name in ("title", "creator", "license", "attribution"):
+        text = task.get(name)
+        if isinstance(text, str):
+            task[name] = clean(text) or None
+        else:
+            task[name] = None
+    for name in ("page_url", "license_url"):
+        task[name] = web_address(task.get(name))
+    for name in ("file_url", "fallback"):
+        address = task.get(name)
+        if address is not None:
+            address.encode()  # UnicodeEncodeError: it cannot be asked for
+    if not task["file_url"]:
+        raise ValueError("no address")
+    return task
+
+
+class Commons(Engine):
+    """Wikimedia Commons. https://www.mediawiki.org/wiki/API:Imageinfo"""
+
+    name = "commons"
+
+    def __init__(self):
+        super().__init__()
+        self.photographs = set()  # titles without their endings
+
+    def first_pages(self, keyword):
+        return [self.query(f"filetype:bitmap {keyword}")]
+
+    def query(self, search):
+        """Return the page that starts a search."""
+        fields = (
+            "LicenseShortName", "LicenseUrl", "Attribution", "Artist", "Credit",
+        )  # fmt: skip
+        return {
             "action": "query", "format": "json", "formatversion": 2,
-            "generator": "search", "gsrsearch": f"filetype:bitmap {keyword}",
+            "generator": "search", "gsrsearch": search,
             "gsrnamespace": 6, "gsrlimit": 50, "prop": "imageinfo", "iiurlwidth": 960,
             "iiprop": "url|size|mime|extmetadata",
-            "iiextmetadatafilter": "LicenseShortName|LicenseUrl|Artist",
-        }]  # fmt: skip
-    if engine == "openverse":  # a query shows 240 pictures: each licence gets its own
-        names = "by by-sa by-nc by-nc-sa by-nd by-nc-nd cc0 pdm".split()
-        if license in ("commercial", "commercial,modify"):
-            names = [name for name in names if "nc" not in name]
-        if license in ("noncommercial,modify", "commercial,modify"):
-            names = [name for name in names if "nd" not in name]
-        page = {"q": keyword, "page": 1, "page_size": 20, "filter_dead": "false"}
-        if "commons" in engines:
-            page["excluded_source"] = "wikimedia"
-        return [{**page, "license": name} for name in names]
-    if engine == "bing":
-        page = {"q": keyword, "first": 1, "count": 35, "mmasync": 1, "mkt": "en-US"}
-        codes = {"noncommercial": "L2_L3_L4_L5_L6_L7", "commercial": "L2_L3_L4"}
-        codes |= {"noncommercial,modify": "L2_L3_L5_L6", "commercial,modify": "L2_L3"}
-        filters = {"qft": f"+filterui:license-{codes[license]}"} if license else {}
-        return [{**page, "adlt": "moderate", **filters}]
-    page = {"q": keyword, "tbm": "isch", "ijn": 0, "start": 0}
-    return [{**page, "tbs": "il:cl"} if license else page]
+            "iiextmetadatafilter": "|".join(fields),
+        }  # fmt: skip
 
+    def read(self, page, answer):
+        fields = json.loads(answer.body)
+        if "error" in fields:
+            self.raise_error(fields["error"], answer)
+        if not fields.keys() & {"query", "batchcomplete", "continue"}:
+            raise KeyError("query")
+        following = None
+        if "continue" in fields:
+            # Into the first query: what an earlier answer asked for is out of date.
+            following = {**self.query(page["gsrsearch"]), **fields["continue"]}
+        items = fields.get("query", {}).get("pages", [])
+        if "iicontinue" in fields.get("continue", {}) or "iicontinue" in page:
+            # An answer that comes in parts: the others stand in another part.
+            items = [item for item in items if "imageinfo" in item]
+        items = sorted(items, key=lambda item: item.get("index", 0))  # sent unsorted
+        return self.read_items(self.drop_copies(items)), following
 
-def plain(text):
-    """Return text that may hold HTML as plain text on one line, or None."""
-    # Bing marks its hits by U+E000 and U+E001; half a surrogate cannot be written.
-    odd = r"<[^>]*>|[\ue000\ue001\ud800-\udfff]"
-    text = re.sub(odd, "", text if isinstance(text, str) else "")
-    return " ".join(html.unescape(text).split()) or None
+    def raise_error(self, error, answer):
+        """Raise what an error of the API means; they come with HTTP status 200."""
+        code = str(error.get("code"))
+        reason = f"its API says: {plain(error.get('info')) or code}"
+        if code == "ratelimited":
+            raise Passing("HTTP 429", reason, answer.retry_after() or BUSY_PAUSE)
+        busy = ("cirrussearch-too-busy-error", "cirrussearch-backend-error")
+        if code in (*busy, "readonly", "maxlag") or code.startswith("internal_api_"):
+            raise Passing("refused", reason, answer.retry_after())
+        raise QueryFailure("refused", reason)
 
+    def drop_copies(self, items):
+        """Return the entries without a TIFF whose photograph is there as a JPEG."""
+        for item in items:
+            stem, _, ending = str(item.get("title")).rpartition(".")
+            if ending.lower() in ("jpg", "jpeg"):
+                self.photographs.add(stem)
+        kept = []
+        for item in items:
+            stem, _, ending = str(item.get("title")).rpartition(".")
+            if ending.lower() in ("tif", "tiff") and stem in self.photographs:
+                self.left_out += 1
+            else:
+                kept.append(item)
+        return kept
 
-def make_tasks(items, make):
-    """Return the download tasks of a page: dicts of `file_url`, `fallback` and fields
-    of the manifest. An item of which `make` cannot make a task is left out."""
-    tasks, odd = [], 0
-    for item in items:
-        try:
-            if task := make(item):
-                for name in ("title", "creator", "license", "attribution"):
-                    task[name] = plain(task.get(name))
-                task["fallback"] = task.get("fallback") or task["file_url"]
-                for name in ("file_url", "fallback"):
-                    task[name].encode()  # UnicodeEncodeError: it cannot be asked for
-                tasks.append(task)
-        except (AttributeError, LookupError, TypeError, ValueError):
-            odd += 1
-    if odd and not tasks:
-        raise ValueError(f"none of {odd} entries could be read")
-    return tasks
-
-
-def read_commons(page, body, license):
-    """Return (tasks, next page or None) of an answer of Wikimedia Commons."""
-    fields = json.loads(body)
-    if "error" in fields:
-        raise Failure("refused", f"its API says: {plain(fields['error']['info'])}")
-    if not fields.keys() & {"query", "batchcomplete", "continue"}:
-        raise KeyError("query")
-
-    def make(item):
-        info, title = item["imageinfo"][0], item["title"].removeprefix("File:")
-        about = info.get("extmetadata") or {}
-        about = {name: field["value"] for name, field in about.items()}
-        name, artist = about.get("LicenseShortName"), about.get("Artist")
-        if "svg" in info["mime"] or (license and not name):
+    def read_item(self, item):
+        info = item["imageinfo"][0]
+        about = {}
+        for name, field in (info.get("extmetadata") or {}).items():
+            about[name] = plain(str(field["value"]))
+        license_name = about.get("LicenseShortName")
+        if "svg" in info["mime"] or not allows(license_name):
             return None
-        # The utm_ fields say who asked: a picture would have many addresses.
-        thumbnail, original = (
-            re.sub("[?&]utm_.*", "", address)
-            for address in (info.get("thumburl") or info["url"], info["url"])
-        )
+        creator = about.get("Attribution") or about.get("Artist") or about.get("Credit")
+        title = item["title"].removeprefix("File:")
+        attribution = [text for text in (title, creator, license_name) if text]
+        original = without_utm(info["url"])
         return {
-            "file_url": thumbnail, "fallback": original, "title": title,
-            "page_url": info.get("descriptionurl"), "creator": artist,
-            "license": name, "license_url": about.get("LicenseUrl"),
-            "attribution": ", ".join(filter(None, (title, artist, name))),
-        }  # fmt: skip
+            "file_url": without_utm(info.get("thumburl") or info["url"]),
+            "fallback": original,
+            "page_url": info.get("descriptionurl"),
+            "title": title,
+            "creator": creator,
+            "license": license_name,
+            "license_url": about.get("LicenseUrl"),
+            "attribution": ", ".join(attribution),
+        }
 
-    items = fields.get("query", {}).get("pages", [])
-    items = sorted(items, key=lambda item: item.get("index", 0))  # sent out of rank
-    following = {**page, **fields["continue"]} if "continue" in fields else None
-    return make_tasks(items, make), following
+
+def without_utm(address):
+    """Return an address without the fields that say who asked for it."""
+    return re.sub("[?&]utm_.*", "", address)
 
 
-def read_openverse(page, body, license):
-    """Return (tasks, next page or None) of an answer of Openverse."""
-    fields = json.loads(body)
-    results, number = fields["results"], page["page"]
-    names = {"cc0": "CC0", "pdm": "Public Domain Mark"}
+class Openverse(Engine):
+    """Openverse. https://api.openverse.org/v1/"""
 
-    def make(item):
-        name = names.get(item["license"], f"CC {item['license'].upper()}")
-        return item["license"] == page["license"] and {
-            **item, "file_url": item["url"], "fallback": item.get("thumbnail"),
+    name = "openverse"
+
+    def first_pages(self, keyword):
+        pages = []
+        licenses = (
+            "by", "by-sa", "by-nc", "by-nc-sa", "by-nd", "by-nc-nd", "cc0", "pdm",
+        )  # fmt: skip
+        # A query shows 240 pictures at most, so that each licence gets its own.
+        for name in licenses:
+            if not allows(name):
+                continue
+            page = {"q": keyword, "license": name, "page": 1, "page_size": 20}
+            page["filter_dead"] = "false"  # else each answer takes seconds
+            if "commons" in ENGINES:
+                page["excluded_source"] = "wikimedia"
+            pages.append(page)
+        return pages
+
+    def read(self, page, answer):
+        fields = json.loads(answer.body)
+        results = fields["results"]
+        # An answer from a cache tells of the quota of whoever asked first.
+        left = answer.headers.get("x-ratelimit-available-anon_sustained")
+        if left == "0" and answer.headers.get("Age", "0") == "0":
+            self.failure = EngineFailure("refused", "today's answers are used up")
+        wanted = [item for item in results if item.get("license") == page["license"]]
+        self.left_out += len(results) - len(wanted)
+        tasks = self.read_items(wanted)
+        number = page["page"]
+        # Without a key page 12 is the last one. A short page is not the end.
+        if not results or number >= 12 or number * 20 >= fields["result_count"]:
+            return tasks, None
+        return tasks, {**page, "page": number + 1}
+
+    def read_item(self, item):
+        license_name = f"CC {item['license'].upper()}"
+        if item["license"] == "cc0":
+            license_name = "CC0"
+        elif item["license"] == "pdm":
+            license_name = "Public Domain Mark"
+        return {
+            "file_url": item["url"],
+            "fallback": item.get("thumbnail"),
             "page_url": item.get("foreign_landing_url"),
-            "license": f"{name} {item.get('license_version') or ''}",
-        }  # fmt: skip
-
-    # Without a key page 12 is the last; a short page is not.
-    end = number >= 12 or number * 20 >= fields["result_count"] or not results
-    return make_tasks(results, make), None if end else {**page, "page": number + 1}
-
-
-def read_bing(page, body, license):
-    """Return (tasks, next page) of a page of Bing; it ends with an empty page."""
-    if not body.strip():
-        raise Failure("empty")
-    names = {"file_url": "murl", "fallback": "turl", "page_url": "purl", "title": "t"}
-
-    def make(link):
-        fields = json.loads(link["m"])
-        return {name: fields.get(key) for name, key in names.items()}
-
-    links = bs4.BeautifulSoup(body, "lxml").select("a.iusc[m]")
-    if not links:
-        raise KeyError("a.iusc")
-    return make_tasks(links, make), {**page, "first": page["first"] + 35}
+            "title": plain(item.get("title")),
+            "creator": plain(item.get("creator")),
+            "license": f"{license_name} {item.get('license_version') or ''}",
+            "license_url": item.get("license_url"),
+            "attribution": plain(item.get("attribution")),
+        }
 
 
-def read_google(page, body, license):
-    """Return (tasks, next page) of a page of Google, in its shape before 2025."""
-    found = re.findall(rb'\["(https?://[^"\s]+)",\d+,\d+\]', body)
-    found = [json.loads(b'"%b"' % address) for address in found]  # \u003d is =
-    tasks = [{"file_url": address} for address in found if "gstatic.com" not in address]
-    if not tasks:
-        raise KeyError("AF_initDataCallback")
-    following = {**page, "ijn": page["ijn"] + 1, "start": page["start"] + 100}
-    return make_tasks(tasks, dict), following
+class Bing(Engine):
+    """Bing's images, as its page asks for them while one scrolls."""
+
+    name = "bing"
+    license_note = " (Bing's word, not checked)"
+
+    def first_pages(self, keyword):
+        page = {"q": keyword, "first": 1, "count": 35, "mmasync": 1, "mkt": "en-US"}
+        page["adlt"] = "moderate"
+        codes = {
+            "noncommercial": "L2_L3_L4_L5_L6_L7",
+            "commercial": "L2_L3_L4",
+            "noncommercial,modify": "L2_L3_L5_L6",
+            "commercial,modify": "L2_L3",
+        }
+        if LICENSE is not None:
+            page["qft"] = f"+filterui:license-{codes[LICENSE]}"
+        return [page]
+
+    def read(self, page, answer):
+        if not answer.body.strip():  # the end, but now and then by chance
+            raise Passing("empty", "an empty page", wait=0)
+        soup = bs4.BeautifulSoup(answer.body, "lxml")
+        links = soup.select("a.iusc[m]")
+        end = soup.select_one('[data-nexturl=""]') is not None
+        if not links and end:
+            return [], None
+        if not links and b"captcha" in answer.body.lower():
+            raise EngineFailure("refused", "it wants a captcha to be solved")
+        if not links:
+            raise KeyError("a.iusc")
+        tasks = self.read_items(links)
+        if end:
+            return tasks, None
+        return tasks, {**page, "first": page["first"] + 35}
+
+    def read_item(self, item):
+        fields = json.loads(item["m"])
+        return {
+            "file_url": fields["murl"],
+            "fallback": fields.get("turl"),
+            "page_url": fields.get("purl"),
+            "title": plain(fields.get("t")),
+        }
 
 
-def read_url_file(path):
-    """Return the tasks of a list of addresses or of a manifest."""
+class UrlList(Engine):
+    """The addresses in URL_FILE: a list, or a manifest.jsonl of somebody's."""
 
-    def make(line):
-        about = json.loads(line) if line.startswith("{") else {"url": line}
-        return {**about, "file_url": about["url"], "fallback": about.get("final_url")}
+    name = "urls"
 
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-        lines = [line.strip() for line in lines]
-        return make_tasks([line for line in lines if line and line[0] != "#"], make)
-    except (OSError, ValueError) as error:
-        expected = "Give it an address a line, or a manifest.jsonl"
-        sys.exit(f"Cannot read {path.resolve()} (URL_FILE): {error}. {expected}.")
+    def __init__(self):
+        super().__init__()
+        path = Path(URL_FILE)
+        self.lines = []
+        try:
+            for line in path.read_text(encoding="utf-8-sig").split("\n"):
+                line = line.strip()  # noqa: PLW2901
+                if line and not line.startswith("#"):
+                    self.lines.append(line)
+            self.check_lines()
+        except (OSError, ValueError) as error:
+            expected = "Give it an address a line, or a manifest.jsonl"
+            text = f"Cannot read {path.resolve()} (URL_FILE): {clean(error)}"
+            raise SetupFailure(f"{text}. {expected}.") from None
+
+    def check_lines(self):
+        """Raise a ValueError if there are lines, but none that can be used."""
+        for line in self.lines:
+            with contextlib.suppress(LookupError, TypeError, ValueError):
+                tidy(self.read_item(line))
+                return
+        if self.lines:
+            raise ValueError(f"none of {len(self.lines)} lines could be read")
+
+    def first_pages(self, keyword):
+        return [{"start": 0}]
+
+    def ask(self, session, page):
+        start = page["start"]
+        end = start + 50
+        try:
+            tasks = self.read_items(self.lines[start:end])
+        except ValueError:  # none of these fifty; there may be others
+            self.odd += len(self.lines[start:end])
+            tasks = []
+        if end >= len(self.lines):
+            return tasks, None
+        return tasks, {"start": end}
+
+    def read_item(self, item):
+        if not item.startswith("{"):
+            return {"file_url": item}
+        about = json.loads(item)
+        task = {"file_url": about["url"], "fallback": about.get("final_url")}
+        for name in ("page_url", "title", "creator", "license", "license_url"):
+            task[name] = about.get(name)
+        task["attribution"] = about.get("attribution")
+        return task
 
 
-def refusal(answer):
-    """Return in plain words how an engine refuses programs, or None."""
-    if "/sorry/" in answer.url:
-        return "it wants a captcha to be solved"
-    if "consent.google" in answer.url:
-        return "it shows its consent page"
-    if b"/httpservice/retry/enablejs" in answer.content:
-        return "it wants a browser with JavaScript"
-    return None if answer.status_code == 200 else f"HTTP {answer.status_code}"
+def make_engines():
+    """Return the engines of the setting ENGINES, in order."""
+    engines = []
+    for name in ENGINES:
+        for engine_class in (Commons, Openverse, Bing, UrlList):
+            if engine_class.name == name:
+                engines.append(engine_class())
+    return engines
+
+
+# ----------------------------------------------------------------------------
+# Asking a server: from public addresses only, within a time, with manners
+# ----------------------------------------------------------------------------
+# What Python calls global and what is still not for us: addresses that hold another
+# one (IPv4 in IPv6), what a provider serves to its own machines, reserved ranges.
+def not_for_us():
+    """Return the networks that are refused although Python calls them global."""
+    networks = (
+        "::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/23",
+        "fec0::/10", "192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32",
+    )  # fmt: skip
+    return [ipaddress.ip_network(network) for network in networks]
 
 
 def check_public(peer):
-    """Raise a Failure if an address, in numbers, is not one of the public internet."""
-    address = ipaddress.ip_address(peer)
+    """Raise a PictureFailure if an address, in numbers, is not a public one."""
+    address = ipaddress.ip_address(peer.partition("%")[0])  # fe80::1%eth0
     address = getattr(address, "ipv4_mapped", None) or address
-    if not address.is_global:
+    refused = not address.is_global or address.is_multicast
+    for network in not_for_us():
+        if address in network:
+            refused = True
+    if refused:
         reason = f"{peer} is not a public address (see ALLOW_PRIVATE_HOSTS)"
-        raise Failure("refused", reason, final=True)
+        raise PictureFailure("refused", reason, final=True)
 
 
-def cut(connection):
-    """End a connection, so that the thread that reads from it goes on."""
-    connection = getattr(connection, "socket", connection)  # below a proxy's TLS
-    with contextlib.suppress(OSError):
-        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+def check_name(host):
+    """Raise a PictureFailure if the host of an address is private by its very name.
+
+    Behind a proxy there is no socket to ask, and systems read numbers in many ways:
+    127.1, 0x7f.1, 0177.0.0.1 and 2130706433 are all this machine.
+    """
+    name = host.strip("[]").rstrip(".").lower()
+    if name == "localhost" or name.endswith((".localhost", ".localdomain")):
+        check_public("127.0.0.1")
+    try:
+        check_public(name)
+        return
+    except ValueError:  # not in the usual form, or a name
+        pass
+    with contextlib.suppress(OSError, UnicodeError):
+        check_public(socket.inet_ntoa(socket.inet_aton(name)))
 
 
-class Fetcher(requests.adapters.HTTPAdapter):
-    """Fetches for all threads: with manners, within bounds, from public addresses.
+transfers = threading.local()  # .deadline: of the request that a thread is making
 
-    requests hands it each request, those of redirects too. The connected socket is
-    asked where it leads, which no redirect and no name can deceive; only a proxy
-    (HTTPS_PROXY) may be private. Whoever waits here stops when `halt` is set.
+
+class Deadline:
+    """Ends a request when its time is over, wherever it stands then.
+
+    A socket's own timeout bounds silence, but not a trickle: in a TLS handshake, in
+    headers, or in a body. Use it as a context manager, in the thread that asks.
+
+    Attributes:
+        passed: whether the time was over.
     """
 
-    def __init__(self, settings):
-        super().__init__(pool_connections=100)
-        self.settings, self.halt = settings, threading.Event()
-        self.hosts, self.lock = {}, threading.Lock()
-        self.session = requests.Session()
-        self.session.mount("https://", self)
-        self.session.mount("http://", self)
-        self.session.max_redirects = 5
-        self.session.headers["Accept-Language"] = "en-US,en;q=0.8"
-        self.session.headers["User-Agent"] = (
-            f"bodybuilder-vae/1.0 ({settings.CONTACT or 'no contact given'}) "
+    def __init__(self, seconds):
+        self.passed = False
+        self.handle = None
+        self.lock = threading.Lock()
+        self.timer = threading.Timer(max(0.01, seconds), self.cut)
+        self.timer.daemon = True
+
+    def __enter__(self):
+        transfers.deadline = self
+        self.timer.start()
+        return self
+
+    def __exit__(self, *error):
+        self.timer.cancel()
+        transfers.deadline = None
+        with self.lock:
+            self.handle = None  # another request may use the connection now
+
+    def watch(self, handle):
+        """Say which socket is to be cut."""
+        with self.lock:
+            self.handle = handle
+            passed = self.passed
+        if passed:
+            self.cut()
+
+    def cut(self):
+        """End the connection, so that the thread that reads from it goes on."""
+        with self.lock:
+            self.passed = True
+            if self.handle is not None:
+                with contextlib.suppress(OSError):
+                    self.handle.shutdown(socket.SHUT_RDWR)
+
+
+class Guarded:
+    """What our connections do beside urllib3's: they look where they lead, and tell the
+    deadline which socket it is about.
+
+    The connected socket is asked, which no redirect and no name can deceive. A proxy
+    may be private: what it leads to is for the proxy to judge.
+    """
+
+    handle = None
+
+    def _new_conn(self):  # urllib3 has no public place between connecting and speaking
+        connection = super()._new_conn()
+        if self.proxy is None and not ALLOW_PRIVATE_HOSTS:
+            check_public(connection.getpeername()[0])
+        # A second handle of the same connection: TLS takes the first one away.
+        self.handle = connection.dup()
+        transfers.deadline.watch(self.handle)
+        return connection
+
+    def request(self, *args, **kwargs):
+        if self.handle is not None:  # a connection that was kept
+            transfers.deadline.watch(self.handle)
+        return super().request(*args, **kwargs)
+
+    def close(self):
+        # Not closed here: a body may still be read from it, and the deadline holds it.
+        self.handle = None
+        super().close()
+
+
+class GuardedHTTPConnection(Guarded, urllib3.connection.HTTPConnection):
+    pass
+
+
+class GuardedHTTPSConnection(Guarded, urllib3.connection.HTTPSConnection):
+    pass
+
+
+class GuardedHTTPPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = GuardedHTTPConnection
+
+
+class GuardedHTTPSPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = GuardedHTTPSConnection
+
+
+class GuardedAdapter(requests.adapters.HTTPAdapter):
+    """Makes every connection of a session a guarded one, with a proxy and without."""
+
+    def init_poolmanager(self, *args, **kwargs):
+        super().init_poolmanager(*args, **kwargs)
+        self.guard(self.poolmanager)
+
+    def proxy_manager_for(self, proxy, **kwargs):
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        if not proxy.lower().startswith("socks"):  # PySocks brings its own connections
+            self.guard(manager)
+        return manager
+
+    def guard(self, manager):
+        """Let a manager of urllib3 make guarded connections."""
+        pools = {"http": GuardedHTTPPool, "https": GuardedHTTPSPool}
+        manager.pool_classes_by_scheme = pools
+
+
+class Answer:
+    """What a server answered to one request.
+
+    Attributes:
+        url: the address as it was asked for.
+        status, headers, body: of HTTP; the body is unpacked.
+        target: where a redirect leads, or None. Its body is not read.
+        whole: whether it can be told that nothing of the body is missing.
+        readable: whether the body's encoding is one that we can undo.
+    """
+
+    def __init__(self, response, body):
+        self.url = response.request.url
+        self.status = response.status_code
+        self.headers = response.headers
+        self.body = body
+        self.target = None
+        if response.is_redirect:
+            # http.client reads headers as Latin-1; what is sent is mostly UTF-8.
+            target = response.headers["Location"].encode("latin-1", "replace")
+            target = urllib.parse.quote(target, safe=string.punctuation)
+            self.target = urllib.parse.urljoin(self.url, target)
+        self.whole = "Content-Length" in self.headers or response.raw.chunked
+        self.readable = True
+        for encoding in self.headers.get("Content-Encoding", "").split(","):
+            known = (*response.raw.CONTENT_DECODERS, "identity", "")
+            if encoding.strip().lower() not in known:
+                self.readable = False
+
+    def retry_after(self):
+        """Return the seconds that a server asks us to wait, or None."""
+        with contextlib.suppress(Exception):  # a header can hold anything
+            value = self.headers["Retry-After"]
+            seconds = urllib3.Retry().parse_retry_after(value)
+            return seconds or None
+        # Openverse says it in the text as well.
+        text = re.search(rb"available in (\d{1,6}) second", self.body[:10_000])
+        if text is not None:
+            return int(text[1])
+        return None
+
+
+class Host:
+    """When a host may be asked, and how it behaved in this run.
+
+    Attributes:
+        start: the time from which on it may be asked.
+        under_way: requests that are being made.
+        bad: bad answers since the last good one.
+        answered: whether there ever was a good one.
+        chances: how often it was given another chance after it was left.
+        gone: whether it is left for the rest of the run; `reason` says why.
+    """
+
+    def __init__(self, name):
+        self.name = name
+        self.delay = HOST_DELAY.get(name, DEFAULT_DELAY)
+        if name.endswith(".wikimedia.org") and not CONTACT:
+            self.delay = max(self.delay, 6)
+        self.at_once = HOST_CONCURRENCY
+        if self.delay >= 1:
+            self.at_once = 1
+        self.start = 0.0
+        self.under_way = 0
+        self.bad = 0
+        self.last_bad = 0.0
+        self.answered = False
+        self.chances = 0
+        self.gone = False
+        self.reason = ""
+
+    def is_left(self):
+        """Return whether it failed so often that it is left alone for a while."""
+        return self.bad > len(PAUSES)
+
+    def is_free(self, now):
+        """Return whether it may be asked now."""
+        at_once = self.at_once
+        if self.bad:  # one request is enough to see whether it is back
+            at_once = 1
+        return now >= self.start and self.under_way < at_once
+
+    def begin(self, now):
+        self.under_way += 1
+        self.start = now + self.delay
+
+    def note_good(self):
+        self.bad = 0
+        self.chances = 0
+        self.answered = True
+
+    def note_bad(self, failure, began):
+        """Take in a Passing failure of a request that began at a time."""
+        if began < self.last_bad:
+            return  # it was under way with the one that was counted
+        now = time.monotonic()
+        self.last_bad = now
+        self.reason = str(failure)
+        self.bad += 1
+        if failure.silent:  # each try takes REQUEST_TIMEOUT
+            self.bad += 1
+            if not self.answered:
+                self.bad = len(PAUSES) + 1
+        if failure.wait is not None and failure.wait > 60:
+            self.gone = True
+        elif self.is_left():
+            self.leave(now)
+        elif failure.whole_host:
+            wait = failure.wait or PAUSES[self.bad - 1]
+            self.start = max(self.start, now + wait)
+
+    def leave(self, now):
+        """Leave it alone for a while, or for the rest of the run."""
+        allowed = 1
+        if self.answered:
+            allowed = 3
+        if self.chances == allowed:
+            self.gone = True
+        self.chances += 1
+        self.start = now + LEFT_PAUSE
+
+
+class Session(requests.Session):
+    """Asks servers for all threads. Whoever waits here stops when `halt` is set."""
+
+    def __init__(self):
+        super().__init__()
+        self.mount("https://", GuardedAdapter(pool_connections=20))
+        self.mount("http://", GuardedAdapter(pool_connections=20))
+        contact = CONTACT or "no contact given"
+        self.headers["Accept-Language"] = "en-US,en;q=0.8"
+        self.headers["User-Agent"] = (
+            f"bodybuilder-vae/1.0 ({contact}) "
             f"icrawler/{icrawler.__version__} python-requests/{requests.__version__}"
         )
-
-    def fetch(self, address, seconds, silence):
-        """Return the answer of an address, after redirects and the pauses it asks for.
-
-        Args:
-            seconds: what the transfers may take in all; waiting for a turn is apart.
-            silence: seconds without a byte after which it is given up.
-        """
-        timeout = types.SimpleNamespace(seconds=seconds, silence=silence)
-        try:
-            return self.session.get(address, timeout=timeout)
-        except requests.TooManyRedirects:
-            raise Failure("refused", "more than five redirects", True) from None
-        except ValueError as error:
-            raise Failure("refused", f"no web address: {error}", True) from None
-
-    def get_connection_with_tls_context(self, *args, **kwargs):
-        pool = super().get_connection_with_tls_context(*args, **kwargs)
-        allow_private = self.settings.ALLOW_PRIVATE_HOSTS or pool.proxy
-
-        class Connection(type(pool).ConnectionCls):
-            def _new_conn(self):  # connects, but does not speak yet
-                connection = super()._new_conn()
-                if not allow_private:
-                    check_public(connection.getpeername()[0])
-                return connection
-
-            def getresponse(self):  # self.timeout bounds silence, but not a trickle
-                end = time.monotonic() + self.timeout + 1
-                timer = threading.Timer(self.timeout + 1, cut, [self.sock])
-                timer.start()
-                try:
-                    return super().getresponse()
-                finally:
-                    timer.cancel()
-                    if time.monotonic() >= end:
-                        raise Failure("refused", "its headers took too long", True)
-
-        pool.ConnectionCls = Connection
-        return pool
+        self.halt = threading.Event()
+        self.hosts = {}
+        self.changed = threading.Condition()  # guards the hosts, and tells of changes
 
     def host(self, address):
         """Return what is known of the host of an address."""
-        parts, settings = urllib.parse.urlsplit(address), self.settings
-        if not settings.ALLOW_PRIVATE_HOSTS:  # behind a proxy there is no socket to ask
-            with contextlib.suppress(ValueError):  # it is a name
-                check_public(parts.hostname)
-        delay = settings.HOST_DELAY.get(parts.hostname, settings.DEFAULT_DELAY)
-        if parts.hostname.endswith(".wikimedia.org") and not settings.CONTACT:
-            delay = max(delay, 6)
-        turns = threading.Semaphore(1 if delay >= 1 else settings.HOST_CONCURRENCY)
-        host = types.SimpleNamespace(
-            name=parts.hostname, delay=delay, turns=turns, start=0.0, bad=0
-        )  # `bad`: bad answers in a row; after three the host is left
-        return self.hosts.setdefault(parts.netloc, host)
+        try:
+            parts = urllib.parse.urlsplit(address)
+            place = parts.netloc.rpartition("@")[2].lower()
+            name = parts.hostname or ""
+        except ValueError:  # no address at all: asking for it will say so
+            place = name = ""
+        with self.changed:
+            if place not in self.hosts:
+                self.hosts[place] = Host(clean(name))
+            return self.hosts[place]
 
-    def send(self, request, timeout, **kwargs):
-        """Make a request, and again where the server is busy; return the answer.
+    def pause(self, address, seconds):
+        """Ask the host of an address for nothing in the next seconds."""
+        host = self.host(address)
+        with self.changed:
+            host.start = max(host.start, time.monotonic() + seconds)
+
+    def begin(self, host):
+        """Wait until a host may be asked, and take the turn."""
+        with self.changed:
+            while not host.is_free(time.monotonic()):
+                if self.halt.is_set():
+                    raise Stopped
+                self.changed.wait(0.05)
+            host.begin(time.monotonic())
+
+    def end(self, host):
+        """Give the turn back."""
+        with self.changed:
+            host.under_way -= 1
+            self.changed.notify_all()
+
+    def fetch_page(self, address, seconds):
+        """Return the Answer of an engine, after redirects and the pauses of its host.
 
         Args:
-            timeout: `seconds` and `silence` as above. What it takes is subtracted.
+            seconds: for each request in all, and of silence as well.
         """
-        host = self.host(request.url)
-        for tries, wait in enumerate((1, 2, 0), start=1):
-            with host.turns:
-                with self.lock:
-                    start = max(time.monotonic(), host.start)
-                    host.start = start + host.delay
-                if self.halt.wait(max(0.0, start - time.monotonic())):
-                    raise Failure("stopped")
-                if host.bad >= 3:
-                    raise Failure("host left", f"{host.name} left after {host.reason}")
-                start = time.monotonic()
-                answer = self.exchange(request, host, timeout, kwargs)
-                timeout.seconds -= time.monotonic() - start
-            if timeout.seconds <= 0:  # here for slow redirects, below for slow bodies
-                raise Failure("refused", "took too long in all", final=True)
-            status = answer.status_code
-            if status not in (429, 500, 502, 503, 504):
-                host.bad = 0
-                break
-            with contextlib.suppress(Exception):  # a header can hold anything
-                wait = urllib3.Retry().get_retry_after(answer.raw) or wait
-            if status == 429 or tries == 3 or wait > 60:
-                host.bad += 3 if wait > 60 else 1
-                host.reason = f"HTTP {status}"
-            if host.bad >= 3:
-                break
-            host.start = max(host.start, time.monotonic() + wait)
+        for _ in range(6):
+            host = self.host(address)
+            self.begin(host)
+            try:
+                answer = self.exchange(address, seconds, seconds)
+            finally:
+                self.end(host)
+            with self.changed:
+                host.note_good()
+            if answer.target is None:
+                return answer
+            address = answer.target
+        raise PictureFailure("refused", "more than five redirects", final=True)
+
+    def exchange(self, address, seconds, silence):
+        """Make one request, and follow no redirect; return the Answer.
+
+        Args:
+            seconds: what it may take in all.
+            silence: seconds without a byte after which it is given up.
+        """
+        try:
+            # Not by the session's own methods: they would send what ~/.netrc has for
+            # the host, and read the whole body of a redirect.
+            request = requests.Request(
+                "GET", address, headers=self.headers, cookies=self.cookies
+            ).prepare()
+            adapter = self.get_adapter(request.url)
+            if not ALLOW_PRIVATE_HOSTS:
+                check_name(urllib.parse.urlsplit(request.url).hostname or "")
+        except ValueError as error:
+            reason = f"no web address: {error}"
+            raise PictureFailure("refused", reason, final=True) from None
+        options = self.merge_environment_settings(request.url, {}, True, None, None)
+        options["timeout"] = (min(REQUEST_TIMEOUT, silence), silence)
+        with Deadline(seconds) as deadline:
+            response = None
+            try:
+                response = adapter.send(request, **options)
+                answer = Answer(response, self.read_body(response))
+            except (Failure, SetupFailure, Stopped):
+                raise
+            except Exception as error:  # sockets, TLS, decoders: each has its own
+                if not deadline.passed:
+                    explain(error, request, response)
+            finally:
+                if response is not None:
+                    response.close()
+        if deadline.passed:  # the body may look whole: it was cut
+            raise PictureFailure("refused", "took too long in all", doubtful=True)
+        requests.cookies.extract_cookies_to_jar(self.cookies, request, response.raw)
+        check_status(answer)
         return answer
 
-    def exchange(self, request, host, timeout, options, again=True):
-        """Make one request within time and size; a redirect's body is not read."""
-        answer, until = None, time.monotonic() + timeout.seconds
-        seconds = (self.settings.REQUEST_TIMEOUT, timeout.silence)
-        try:
-            with super().send(request, **options, timeout=seconds) as answer:
-                body = b"" if answer.is_redirect else self.read_body(answer, until)
-            answer._content, answer._content_consumed = body, True
-            if answer.is_redirect:  # requests fails where it is not in UTF-8
-                target = answer.headers["Location"].encode("latin-1")
-                target = urllib.parse.quote(target, safe=string.punctuation)
-                answer.headers["Location"] = target
-            return answer
-        except (Failure, ValueError):
-            raise
-        except Exception as error:  # sockets, TLS, decoders: each has its own
-            while error.__context__:
-                error = error.__context__  # the one at the bottom says what happened
-            if again and isinstance(error, ConnectionError):
-                # A connection that was kept may have been closed in the meantime.
-                return self.exchange(request, host, timeout, options, again=False)
-            reason = str(error) or type(error).__name__
-            if answer is not None and not isinstance(error, TimeoutError):
-                raise Failure("broken", f"cut short: {reason}") from None
-            host.bad, host.reason = host.bad + 1, reason
-            raise Failure("unreachable", f"{host.name}: {reason}") from None
-
-    def read_body(self, answer, until):
-        """Return the unpacked bytes of an answer, if they come before `until`."""
-        body, limit = bytearray(), self.settings.MAX_BYTES
-        while chunk := answer.raw.read1(65536, decode_content=True):
+    def read_body(self, response):
+        """Return the unpacked bytes of an answer, if they are not too many."""
+        body = bytearray()
+        if response.is_redirect:
+            return bytes(body)
+        raw = response.raw
+        # read1 returns what is there; read would wait for more.
+        while chunk := raw.read1(65536, decode_content=True):
             body += chunk
-            if max(len(body), answer.raw.length_remaining or 0) > limit:
-                raise Failure("refused", f"more than {limit} bytes", final=True)
+            if max(len(body), raw.length_remaining or 0) > MAX_BYTES:
+                reason = f"more than {MAX_BYTES} bytes"
+                raise PictureFailure("refused", reason, final=True)
             if self.halt.is_set():
-                raise Failure("stopped")
-            if time.monotonic() >= until:
-                raise Failure("refused", "took too long in all", final=True)
+                raise Stopped
         return bytes(body)
 
 
-def inspect(body, min_size, max_pixels):
+def explain(error, request, response):
+    """Raise what an exception of requests means.
+
+    Args:
+        request: what was asked.
+        response: the answer in whose body it came, or None.
+    """
+    if isinstance(error, urllib3.exceptions.DecodeError):
+        reason = "its Content-Encoding cannot be undone"
+        raise PictureFailure("broken", reason, doubtful=True) from None
+    if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+        raise SetupFailure(f"Cannot ask any server: {error}. Mend it and run again.")
+    bottom = error
+    while bottom.__context__ is not None:
+        bottom = bottom.__context__  # the one at the bottom says what happened
+    if getattr(bottom, "errno", None) in (errno.EMFILE, errno.ENFILE):
+        raise SetupFailure(
+            "Too many files are open at once. Allow more, for example by "
+            "ulimit -n 1024, and run again."
+        )
+    reason = str(bottom) or type(bottom).__name__
+    silent = isinstance(bottom, TimeoutError)
+    if response is not None and not silent:
+        raise Passing("broken", f"cut short: {reason}", whole_host=False)
+    if isinstance(error, requests.exceptions.ProxyError):
+        if "407" in reason:
+            raise_proxy_password()
+        reason = f"by the proxy: {reason}"
+    name = urllib.parse.urlsplit(request.url).hostname
+    raise Passing("unreachable", f"{name}: {reason}", silent=silent) from None
+
+
+def raise_proxy_password():
+    raise SetupFailure(
+        "The proxy wants a password. Name it in HTTPS_PROXY and HTTP_PROXY: "
+        "http://user:password@host:port"
+    )
+
+
+def check_status(answer):
+    """Raise what is wrong for the moment with the status of an answer."""
+    status = answer.status
+    if status == 407:
+        raise_proxy_password()
+    if status not in (429, 500, 502, 503, 504):
+        return
+    wait = answer.retry_after()
+    if status == 429 and wait is None:
+        wait = BUSY_PAUSE
+    whole_host = status in (429, 503) or wait is not None
+    raise Passing(f"HTTP {status}", wait=wait, whole_host=whole_host)
+
+
+# ----------------------------------------------------------------------------
+# Looking at a picture
+# ----------------------------------------------------------------------------
+looking = threading.Lock()  # one picture at a time is unpacked: memory
+
+
+def inspect(body):
     """Return (extension, width, height) of the bytes of a picture that is fit."""
-    endings = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
-    endings |= {"BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
+    endings = {
+        "JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif",
+        "BMP": "bmp", "TIFF": "tif", "AVIF": "avif",
+    }  # fmt: skip
+    # In a JPEG this pair of bytes stands nowhere but at the head of a scan, or, a few
+    # times, in a thumbnail.
+    if body.startswith(b"\xff\xd8") and body.count(b"\xff\xda") > MAX_SCANS:
+        reason = f"a JPEG of more than {MAX_SCANS} scans"
+        raise PictureFailure("refused", reason, final=True)
     try:
-        with Image.open(io.BytesIO(body), formats=tuple(endings)) as picture:
+        with looking, Image.open(io.BytesIO(body), formats=tuple(endings)) as picture:
+            ending = endings[picture.format]
             width, height = picture.size
-            if width * height <= max_pixels:
+            if width * height <= MAX_PIXELS:
                 picture.load()  # opening reads no more than the header
     except Exception as error:  # Pillow's readers raise whatever their bytes lead to
-        raise Failure("broken", f"not a whole picture: {error}", True) from None
-    reason = f"{width} x {height} pixels"
-    if width * height > max_pixels:
-        raise Failure("refused", reason, final=True)
-    if min(width, height) < min(min_size) or max(width, height) < max(min_size):
-        raise Failure("too small", reason, final=True)
-    return endings.get(picture.format, "jpg"), width, height  # MPO is several JPEGs
+        other = name_other_kind(body)
+        if other is not None:
+            reason = f"of a kind we do not take ({other})"
+            raise PictureFailure("other kind", reason, final=True) from None
+        reason = "not a whole picture"
+        if body[:1000].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            reason += ": a web page"
+        elif not isinstance(error, Image.UnidentifiedImageError):  # it names an object
+            reason += f": {error}"
+        raise PictureFailure("broken", reason, final=True) from None
+    size = f"{width} x {height} pixels"
+    if width * height > MAX_PIXELS:
+        raise PictureFailure("refused", size, final=True)
+    if min(width, height) < min(MIN_SIZE) or max(width, height) < max(MIN_SIZE):
+        raise PictureFailure("too small", size, final=True, other_address=False)
+    return ending, width, height
 
 
-def read_lines(path):
-    """Return the objects of a .jsonl file; a last line torn by a kill is healed."""
-    data = path.read_bytes() if path.exists() else b""
-    *lines, torn = data.split(b"\n")
-    if torn:
-        try:
-            json.loads(torn)
-            lines.append(torn)
-            with path.open("ab") as file:
-                file.write(b"\n")  # it is whole: only its end was missing
-        except ValueError:
-            os.truncate(path, len(data) - len(torn))
-    entries = []
-    for line in lines:
-        with contextlib.suppress(ValueError, TypeError):
-            entries.append(dict(json.loads(line)))
-    return entries
+def name_other_kind(body):
+    """Return the name of a kind of file that is whole and still not for us, or None."""
+    if body[4:8] == b"ftyp" and body[8:12] in (
+        b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1",
+    ):  # fmt: skip
+        return "HEIC"
+    starts = {
+        b"\xff\x0a": "JPEG XL",
+        b"\0\0\0\x0cJXL ": "JPEG XL",
+        b"\0\0\0\x0cjP  ": "JP2",
+        b"\xff\x4f\xff\x51": "JP2",
+        b"\0\0\1\0": "ICO",
+        b"%PDF": "PDF",
+        b"8BPS": "PSD",
+    }
+    for start, name in starts.items():
+        if body.startswith(start):
+            return name
+    if b"<svg" in body[:1000].lower():
+        return "SVG"
+    return None
+
+
+# ----------------------------------------------------------------------------
+# The folder
+# ----------------------------------------------------------------------------
+def usual_form(address):
+    """Return an address with its letters quoted in the usual way, to compare it."""
+    if re.fullmatch(r"[A-Za-z0-9:/?&=._~+,;@!$'()*-]*", address):
+        return address  # requote_uri would take ten times as long to say so
+    return requests.utils.requote_uri(address)
+
+
+def is_picture(folder, name):
+    """Return whether a file counts as a picture, by its path below OUT_DIR.
+
+    preprocess.py leaves out the same folders: hidden ones, those that NAS systems keep
+    for themselves (@eaDir), and what macOS puts into archives.
+    """
+    endings = (
+        ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
+    )  # fmt: skip
+    if name.startswith(".") or not name.lower().endswith(endings):
+        return False
+    for part in folder.parts:
+        if part.startswith((".", "@")) or part == "__MACOSX":
+            return False
+    return True
 
 
 class Folder:
-    """OUT_DIR: what lies there, what is known, and how one more picture comes in."""
+    """OUT_DIR: what lies there, what is known, and how one more picture comes in.
+
+    Attributes:
+        names: the pictures that are there, as paths below OUT_DIR.
+        keywords: {name: keyword} of what the manifest lists.
+        known: the addresses that are not to be asked for.
+        doubtful: addresses that failed once, perhaps because we were too slow.
+        hashes: {SHA-256: name}, also of what was deleted by hand.
+        goal: how many pictures are wanted for the moment.
+        notes: what is to be said about the folder.
+    """
 
     def __init__(self, path):
         path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.lock = threading.RLock()
+        self.goal = 0
+        self.notes = []
+        self.keywords = {}
+        self.known = set()
+        self.doubtful = set()
+        self.hashes = {}
         self.manifest = (path / "manifest.jsonl").open("ab")  # stays open for its lock
-        with contextlib.suppress(ImportError):  # Windows has no such lock
-            import fcntl
+        self.lock_manifest()
+        for name in ("manifest.jsonl", "failed.jsonl"):
+            self.heal(name)
+        self.read_manifest()
+        count = self.read_failures()
+        # Pages in a row that list only what is known, before a query is given up.
+        self.patience = 3 + (len(self.keywords) + count) // 20
+        self.finish_parts()
+        self.names = set()
+        self.find_pictures()
+        self.number = 0  # of the last picture; deleted ones keep theirs
+        for name in self.keywords.keys() | self.names:
+            stem = Path(name).stem
+            if stem.isdecimal():
+                self.number = max(self.number, int(stem))
 
+    def lock_manifest(self):
+        """Keep other runs out of the folder; BlockingIOError if there is one."""
+        try:
+            import fcntl
+        except ImportError:  # Windows has no such lock
+            return
+        try:
             fcntl.flock(self.manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self.path, self.lock, self.goal = path, threading.RLock(), 0
-        entries = read_lines(path / "manifest.jsonl")
-        self.entries = {str(each["file"]): each for each in entries if "file" in each}
-        entries += read_lines(path / "failed.jsonl")
-        known = [str(each.get(key)) for each in entries for key in ("url", "final_url")]
-        self.known = set(map(requests.utils.requote_uri, known))
-        self.patience = 3 + len(entries) // 20  # pages that list only what is known
-        for part in path.glob(".*.part"):  # left by a kill, before or after its line
-            final = path / part.name[1:-5]
-            if final.name in self.entries and not final.exists():
+        except BlockingIOError:
+            raise
+        except OSError as error:  # network drives and Colab's have none
+            self.notes.append(
+                f"{self.path} cannot be locked ({error.strerror}): "
+                "make sure that no other scrape.py is at work there."
+            )
+
+    def heal(self, name):
+        """Mend the last line of a .jsonl file, which a kill may have torn."""
+        path = self.path / name
+        if not path.exists():
+            return
+        data = path.read_bytes()
+        if b"\0" in data[:1000]:
+            raise SetupFailure(
+                f"Cannot read {path}: expected JSON lines in UTF-8, not UTF-16. "
+                "Save it in UTF-8, or move it away."
+            )
+        torn = data.rpartition(b"\n")[2]
+        if not torn:
+            return
+        try:
+            json.loads(torn)
+        except ValueError:
+            if torn.startswith(b"{"):
+                os.truncate(path, len(data) - len(torn))
+                return
+        with path.open("ab") as file:
+            file.write(b"\n")  # it is whole: only its end was missing
+
+    def read_lines(self, name):
+        """Yield the entries of a .jsonl file; say how many lines could not be read."""
+        path = self.path / name
+        if not path.exists():
+            return
+        good = 0
+        bad = 0
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    entry = json.loads(line.decode("utf-8"))
+                    if b"\\u" in line:  # half a surrogate cannot be written again
+                        json.dumps(entry, ensure_ascii=False).encode()
+                    if not isinstance(entry, dict):
+                        raise ValueError("no object")
+                except (ValueError, RecursionError):
+                    bad += 1
+                    continue
+                good += 1
+                yield entry
+        if bad and not good:
+            raise SetupFailure(
+                f"Cannot read {path}: expected JSON lines, and none of its {bad} lines "
+                "is one. Mend it, or move it away."
+            )
+        if bad:
+            self.notes.append(f"{bad} lines of {name} could not be read.")
+
+    def read_manifest(self):
+        for entry in self.read_lines("manifest.jsonl"):
+            self.learn_addresses(entry)
+            if "file" in entry:
+                name = str(entry["file"])
+                self.keywords[name] = entry.get("keyword")
+                self.hashes[entry.get("sha256")] = name
+
+    def read_failures(self):
+        """Read failed.jsonl; return the number of its lines."""
+        count = 0
+        for entry in self.read_lines("failed.jsonl"):
+            count += 1
+            if entry.get("again"):
+                self.doubtful.add(usual_form(str(entry.get("url"))))
+            else:
+                self.learn_addresses(entry)
+        return count
+
+    def learn_addresses(self, entry):
+        """Note the addresses of an entry as known."""
+        for key in ("url", "final_url"):
+            if key in entry:
+                self.known.add(usual_form(str(entry[key])))
+
+    def finish_parts(self):
+        """Name the files that a kill left unnamed, after their line was written."""
+        for part in self.path.glob(".*.part"):
+            final = self.path / part.name[1:-5]
+            if final.name in self.keywords and not final.exists():
                 os.replace(part, final)
             part.unlink(missing_ok=True)
-        endings = ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif".split()
-        files = [file for file in path.rglob("[!.]*") if file.suffix.lower() in endings]
-        self.names = {file.relative_to(path).as_posix() for file in files}
-        for name in self.names - self.entries.keys():  # they came from elsewhere
-            digest = hashlib.sha256((path / name).read_bytes()).hexdigest()
-            self.entries[name] = {"sha256": digest}
-        # What was deleted by hand keeps its line, and so its content and its number.
-        self.hashes = {each.get("sha256"): name for name, each in self.entries.items()}
-        stems = [pathlib.Path(name).stem for name in self.entries]
-        self.number = max([0, *(int(stem) for stem in stems if stem.isdecimal())])
+
+    def find_pictures(self):
+        """Find the pictures that are there; look at those that came from elsewhere."""
+        for place, _, files in os.walk(self.path):
+            folder = Path(place).relative_to(self.path)
+            for file in files:
+                if is_picture(folder, file):
+                    self.names.add((folder / file).as_posix())
+        for name in self.names - self.keywords.keys():
+            digest = hashlib.sha256((self.path / name).read_bytes()).hexdigest()
+            self.hashes[digest] = name
+
+    def count(self, keyword):
+        """Return how many of the pictures that are there came for a keyword."""
+        count = 0
+        for name in self.names:
+            if self.keywords.get(name) == keyword:
+                count += 1
+        return count
+
+    def add_known(self, addresses):
+        """Note addresses; return those that are new."""
+        fresh = []
+        with self.lock:
+            for address in addresses:
+                address = usual_form(address)  # noqa: PLW2901
+                if address not in self.known:
+                    self.known.add(address)
+                    fresh.append(address)
+        return fresh
 
     def append(self, name, entry):
         """Append a line to a .jsonl file, or nothing of it where the disk is full."""
@@ -524,19 +1403,30 @@ class Folder:
                 os.truncate(path, size)
                 raise
 
+    def add_failure(self, entry, doubtful):
+        """Remember an address that failed, for good or perhaps for good."""
+        if doubtful and usual_form(entry["url"]) not in self.doubtful:
+            entry = {**entry, "again": True}  # the next run tries it once more
+        self.append("failed.jsonl", entry)
+
     def save(self, body, ending, entry):
         """Take a picture in: its line comes first, so that none is without licence."""
         digest = hashlib.sha256(body).hexdigest()
         with self.lock:
             if len(self.names) >= self.goal:
-                raise Failure("stopped")
+                raise Stopped
             if digest in self.hashes:
-                raise Failure("duplicate", f"the bytes of {self.hashes[digest]}", True)
+                reason = f"the bytes of {self.hashes[digest]}"
+                raise PictureFailure(
+                    "duplicate", reason, final=True, other_address=False
+                )
             self.number += 1
             name = f"{self.number:06d}.{ending}"
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             entry = {"file": name, **entry}
-            entry |= {"bytes": len(body), "sha256": digest, "fetched_at": now}
+            entry["bytes"] = len(body)
+            entry["sha256"] = digest
+            entry["fetched_at"] = now
             part = self.path / f".{name}.part"
             try:
                 part.write_bytes(body)
@@ -546,381 +1436,798 @@ class Folder:
             self.append("manifest.jsonl", entry)
             os.replace(part, self.path / name)
             self.names.add(name)
-            self.entries[name], self.hashes[digest] = entry, name
+            self.keywords[name] = entry["keyword"]
+            self.hashes[digest] = name
+
+    def is_full(self):
+        return len(self.names) >= self.goal
 
     def close(self):
         """Let nothing in any more, and write CREDITS.md about what lies there."""
         with self.lock:
             self.goal = 0
-        lines = ["# Credits", "", "Title, creator, licence and source of each picture."]
-        lines += ["All are as downloaded; Wikimedia Commons scales large ones.", ""]
-        for name in sorted(self.names):
-            about = collections.defaultdict(str, self.entries[name])
-            source = about["page_url"] or about["url"]
-            title = markdown(about["title"] or "untitled", source)
-            creator = markdown(about["creator"] or "unknown")
-            license = about["license"] or "licence unknown"
-            license = markdown(license, about["license_url"])
-            lines.append(f"- `{name}`: {title} by {creator}, {license}")
-        part = self.path / ".CREDITS.md.part"
-        try:  # a file name may be no proper text
-            part.write_bytes("\n".join([*lines, ""]).encode(errors="replace"))
-            os.replace(part, self.path / "CREDITS.md")
-        finally:
-            part.unlink(missing_ok=True)
+        lines = {}
+        for entry in self.read_lines("manifest.jsonl"):
+            name = str(entry.get("file"))
+            if name in self.names:
+                lines[name] = credit(name, entry)
+        for name in self.names - lines.keys():
+            lines[name] = credit(name, {})
+        text = (
+            "# Credits\n\nTitle, creator, licence and source of each picture.\n"
+            "All are as downloaded; Wikimedia Commons scales large ones.\n\n"
+        )
+        for name in sorted(lines):
+            text += lines[name] + "\n"
+        with replacing(self.path / "CREDITS.md") as temporary:
+            # A file name may be no proper text.
+            temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
-def markdown(text, address=""):
+def credit(name, entry):
+    """Return the line of CREDITS.md about a picture."""
+    source = entry.get("page_url") or entry.get("url")
+    title = markdown(entry.get("title") or "untitled", source)
+    creator = markdown(entry.get("creator") or "unknown")
+    license_name = entry.get("license") or "licence unknown"
+    license_name = markdown(license_name, entry.get("license_url"))
+    name = clean(name).replace("`", "'")
+    return f"- `{name}`: {title} by {creator}, {license_name}"
+
+
+def markdown(text, address=None):
     """Return text that Markdown leaves alone, linked to an address if it is one."""
-    text = re.sub(r"([\\`*_\[\]<>&~$])", r"\\\1", str(text))
-    web = re.fullmatch(r"https?://[^\s<>]+", str(address))
-    return f"[{text}](<{address}>)" if web else text
+    text = re.sub(r"([\\`*_\[\]<>&~$])", r"\\\1", clean(text))
+    address = web_address(address)
+    if address is None:
+        return text
+    return f"[{text}](<{address}>)"
 
 
-class KeywordCrawler(icrawler.Crawler):
-    """Crawls for a keyword at an engine: what is to do, and what came of it.
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a temporary path beside `path`, which takes its place on success.
 
-    icrawler runs the threads. What they do is our own: its parser dies of a bad page
-    and its downloader of a bad picture. The pages are here and not in its feeder, so
-    that a second run takes up where the first one stopped.
+    Temporary files of `path` that runs left when they were killed go as well.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for leftover in path.parent.glob(f".*-{glob.escape(path.name)}"):
+        pid = leftover.name[1:].partition("-")[0]
+        if pid.isdecimal() and not is_running(int(pid)):
+            leftover.unlink(missing_ok=True)
+
+
+def is_running(pid):
+    """Return whether a process of this number runs on this machine."""
+    if os.name == "nt":
+        return True  # os.kill would end it there: rather a file too many
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is another user's
+        return True
+    return True
+
+
+# ----------------------------------------------------------------------------
+# The crawl: icrawler runs the threads, what they do is our own
+# ----------------------------------------------------------------------------
+class Download:
+    """A picture that an engine listed, and how far its download has come.
+
+    Attributes:
+        task: the dict that the engine made.
+        address: what is asked for next.
+        host: the Host of that address, while it waits.
+        hops: redirects so far.
+        tries: requests that failed for the moment.
+        seconds: what the requests may still take.
+        start: the time from which on it may be asked for.
+        failures: why the addresses before this one brought nothing.
     """
 
-    def __init__(self, engine, about, pages, folder, fetcher):
-        settings = fetcher.settings
-        super().__init__(
-            parser_threads=settings.PARSER_THREADS,
-            feeder_threads=settings.FEEDER_THREADS,
-            downloader_threads=settings.DOWNLOADER_THREADS,
-            log_level=logging.CRITICAL,
-        )
-        self.engine, self.about, self.keyword = engine, about, about.get("keyword")
-        self.folder, self.fetcher, self.settings = folder, fetcher, settings
-        self.pages, self.tasks = collections.deque(pages), queue.Queue()
-        self.counts, self.seconds = collections.Counter(), 0.0
-        self.failure = self.trouble = None  # why its pages ended early; what stops us
+    def __init__(self, task):
+        self.task = task
+        self.others = []
+        if task.get("fallback") and task["fallback"] != task["file_url"]:
+            self.others.append(task["fallback"])
+        self.failures = []
+        self.turn_to(task["file_url"])
+
+    def turn_to(self, address):
+        """Start with an address."""
+        self.address = address
+        self.hops = 0
+        self.tries = 0
+        self.seconds = IMAGE_DEADLINE
+        self.start = 0.0
+
+
+class DownloadQueue:
+    """The downloads that wait. `get` returns the first one whose host may be asked now,
+    so that no thread waits for a host while others are free.
+
+    It has the methods of a queue that icrawler's threads call. icrawler's own one loses
+    a task whenever it is full for a second, and refuses one that is put back.
+    """
+
+    def __init__(self, session):
+        self.session = session
+        self.waiting = []  # the best first
+        self.under_way = 0
+        self.last_get = time.monotonic()
+
+    def put(self, download, first=False):
+        download.host = self.session.host(download.address)
+        with self.session.changed:
+            if first:
+                self.waiting.insert(0, download)
+            else:
+                self.waiting.append(download)
+            self.session.changed.notify()
+
+    def get(self, timeout):
+        """Return a download and take its host's turn; queue.Empty after the timeout."""
+        until = time.monotonic() + timeout
+        with self.session.changed:
+            while True:
+                now = time.monotonic()
+                for place, download in enumerate(self.waiting):
+                    host = download.host
+                    if host.gone or (now >= download.start and host.is_free(now)):
+                        host.begin(now)
+                        self.under_way += 1
+                        self.last_get = now
+                        return self.waiting.pop(place)
+                if now >= until or self.session.halt.is_set():
+                    raise queue.Empty
+                self.session.changed.wait(min(0.02, until - now))
+
+    def task_done(self):
+        with self.session.changed:
+            self.under_way -= 1
+
+    def wants_more(self):
+        """Return whether another page of results is needed."""
+        with self.session.changed:
+            waiting = 0
+            for download in self.waiting:
+                if not download.host.is_left():
+                    waiting += 1
+            # All that waits may be for hosts that are slow.
+            stuck = time.monotonic() > self.last_get + REQUEST_TIMEOUT
+            limit = 40
+            if stuck:
+                limit = 1000
+            return waiting < limit and len(self.waiting) < 1000
+
+    def is_over(self, patient):
+        """Return whether nothing is left to do.
+
+        Args:
+            patient: what waits for a host that was left counts as well.
+        """
+        with self.session.changed:
+            if self.under_way:
+                return False
+            for download in self.waiting:
+                if patient or not download.host.is_left():
+                    return False
+            return True
+
+
+class Search:
+    """What is asked of an engine, mostly for one keyword, and what came of it.
+
+    The pages wait here and not in icrawler's feeder, so that a second round takes up
+    where the first one stopped.
+    """
+
+    def __init__(self, engine, keyword, folder, session):
+        self.engine = engine
+        self.keyword = keyword
+        self.folder = folder
+        self.session = session
+        self.pages = collections.deque(engine.first_pages(keyword))
+        self.downloads = DownloadQueue(session)
+        self.counts = collections.Counter()
+        self.failure = None  # why its pages ended early
+        self.trouble = None  # an exception that ends the run
         self.listed = 0  # pictures on its pages
         self.stale = 0  # pages in a row that listed only what is known
-        self.parser.worker_exec = self.read_pages
-        self.downloader.download = self.download
-        # icrawler's own queue loses a task whenever it is full for a second, and
-        # refuses one that is put back.
-        self.downloader.in_queue = self.tasks
+        self.seconds = 0.0
 
-    def crawl(self, live):
-        """Run until nothing is left or `halt` is set, and show how far it is."""
-        halt, start, wanted = self.fetcher.halt, time.monotonic(), self.settings.MAX_NUM
-        name = rich.markup.escape(f"{self.engine.name} {self.keyword or 'list'}")
+    def has_work(self):
+        return bool(self.pages or self.downloads.waiting)
+
+    def stop(self, error):
+        """End the run with an exception, which the main thread will raise."""
+        self.trouble = error
+        self.session.halt.set()
+
+    def add(self, tasks):
+        """Take in the tasks of a page whose addresses were never seen."""
+        by_address = {}
+        for task in tasks:
+            by_address[usual_form(task["file_url"])] = task
+        fresh = self.folder.add_known(by_address)
+        self.listed += len(tasks)
+        self.counts["duplicate"] += len(tasks) - len(fresh)
+        for name, count in (
+            ("unreadable", self.engine.odd), ("left out", self.engine.left_out),
+        ):  # fmt: skip
+            if count:
+                self.counts[name] += count
+        self.engine.odd = 0
+        self.engine.left_out = 0
+        if fresh:
+            self.stale = 0
+        elif tasks:
+            self.stale += 1
+        for address in fresh:
+            self.downloads.put(Download(by_address[address]))
+
+    def outcome(self):
+        """Return why it ended early or brought nothing, or else an empty text."""
+        if self.failure is not None:
+            return f"{self.failure.kind}: {self.failure}"
+        if self.counts["saved"]:
+            return ""
+        if self.listed:
+            return "nothing new of use"
+        return "answered but empty"
+
+    def summary(self):
+        """Return the line that says what came of it."""
+        kinds = ["saved", "duplicate", "too small", "broken", "refused"]
+        for kind in sorted(self.counts):
+            if kind not in kinds:
+                kinds.append(kind)
+        counts = "".join(f"{kind} {self.counts[kind]}, " for kind in kinds)
+        line = f'{self.engine.name} "{clean(self.keyword or "list")}": {counts}'
+        line += f"{self.seconds:.1f} s"
+        if self.outcome():
+            line += f"; {self.outcome()}"
+        return line
+
+
+class PageParser(icrawler.Parser):
+    """Reads pages of results until there are none."""
+
+    def __init__(self, thread_num, signal, session, search):
+        super().__init__(thread_num, signal, session, out_queue=search.downloads)
+        self.search = search
+
+    def worker_exec(self, **unused):
+        """Do the work of a thread."""
+        search = self.search
+        try:
+            with search.engine.turn:  # other threads find nothing left to do
+                while search.pages and not self.session.halt.is_set():
+                    if search.downloads.wants_more():
+                        self.read_page(search.pages[0])
+                    else:
+                        self.session.halt.wait(0.02)
+        except Stopped:
+            pass
+        except Exception as error:  # our environment, or a mistake of ours
+            search.stop(error)
+
+    def read_page(self, page):
+        """Read a page, and put the next one of its query in its place."""
+        search = self.search
+        engine = search.engine
+        try:
+            if engine.failure is not None:
+                raise engine.failure
+            tasks, following = engine.ask(self.session, page)
+        except QueryFailure as failure:
+            search.pages.popleft()
+            search.failure = failure
+            engine.note_query(failure)
+        except EngineFailure as failure:
+            search.pages.clear()
+            search.failure = failure
+            engine.failure = failure
+        else:
+            engine.note_query()
+            search.pages.popleft()
+            search.add(tasks)
+            if following is not None and search.stale < search.folder.patience:
+                search.pages.append(following)
+
+
+class PictureDownloader(icrawler.Downloader):
+    """Makes the requests for pictures, one at a time for each thread."""
+
+    def __init__(self, thread_num, signal, session, storage, search):
+        super().__init__(thread_num, signal, session, storage)
+        self.search = search
+
+    def download(self, task, *unused, **unused_too):
+        """Make the next request for a Download, and see what it brings."""
+        host = task.host
+        try:
+            self.advance(task, host)
+        except Stopped:
+            self.search.downloads.put(task, first=True)  # for the second round
+        except Exception as error:  # a full disk, our environment, a mistake of ours
+            self.search.stop(error)
+        finally:
+            self.session.end(host)
+
+    def advance(self, task, host):
+        """Make a request, unless its host is gone."""
+        if host.gone:
+            reason = f"{host.name} left after {host.reason}"
+            self.give_up(task, PictureFailure("host left", reason))
+            return
+        began = time.monotonic()
+        try:
+            answer = self.session.exchange(task.address, task.seconds, REQUEST_TIMEOUT)
+            with self.session.changed:
+                host.note_good()
+            task.seconds -= time.monotonic() - began
+            if answer.target is None:
+                self.take(task.task, answer)
+            else:
+                self.follow(task, answer.target)
+        except Passing as failure:
+            self.postpone(task, host, failure, began)
+        except PictureFailure as failure:
+            self.give_up(task, failure)
+
+    def postpone(self, task, host, failure, began):
+        """Put a download back for another try, or give it up."""
+        with self.session.changed:
+            host.note_bad(failure, began)
+        task.tries += 1
+        if host.gone or (task.tries > len(PAUSES) and not host.is_left()):
+            self.give_up(task, failure)
+            return
+        if not failure.whole_host:
+            pause = PAUSES[min(task.tries, len(PAUSES)) - 1]
+            task.start = time.monotonic() + pause
+        task.seconds = IMAGE_DEADLINE
+        self.search.downloads.put(task)
+
+    def follow(self, task, target):
+        """Go where a redirect leads."""
+        if task.seconds <= 0:
+            raise PictureFailure("refused", "took too long in all", doubtful=True)
+        if task.hops == 5:
+            raise PictureFailure("refused", "more than five redirects", final=True)
+        task.hops += 1
+        task.address = target
+        self.search.downloads.put(task, first=True)
+
+    def give_up(self, task, failure):
+        """Turn to the other address of a picture, or count it as lost."""
+        task.failures.append(failure)
+        if task.others and failure.other_address:
+            task.turn_to(task.others.pop())
+            self.search.downloads.put(task, first=True)
+            return
+        folder = self.search.folder
+        with folder.lock:
+            self.search.counts[task.failures[0].kind] += 1
+        doubtful = False
+        for each in task.failures:
+            if not each.final and not each.doubtful:
+                return  # it may come another day
+            doubtful = doubtful or each.doubtful
+        reasons = [str(each) for each in task.failures]
+        entry = {"url": task.task["file_url"], "reason": "; ".join(reasons)}
+        entry["engine"] = self.search.engine.name
+        entry["keyword"] = self.search.keyword
+        folder.add_failure(entry, doubtful)
+
+    def take(self, task, answer):
+        """Look at an answer and save the picture, or raise a PictureFailure."""
+        if answer.status != 200:
+            final = 400 <= answer.status < 500 and answer.status not in (408, 425)
+            raise PictureFailure(f"HTTP {answer.status}", final=final)
+        robots = answer.headers.get("X-Robots-Tag", "").lower()
+        if re.search("no(image)?ai", robots):
+            reason = "X-Robots-Tag forbids it"
+            raise PictureFailure("noai", reason, final=True, other_address=False)
+        try:
+            ending, width, height = inspect(answer.body)
+        except PictureFailure as failure:
+            if failure.kind == "broken" and not (answer.whole and answer.readable):
+                # Nobody can say whether the end is missing, or what it is.
+                raise PictureFailure("broken", str(failure), doubtful=True) from None
+            raise
+        entry = {"url": task["file_url"], "final_url": answer.url}
+        for name in (
+            "page_url", "title", "creator", "license", "license_url", "attribution",
+        ):  # fmt: skip
+            entry[name] = task.get(name)
+        entry["license_filter"] = None
+        if self.search.keyword is not None and LICENSE is not None:
+            entry["license_filter"] = LICENSE + self.search.engine.license_note
+        entry["engine"] = self.search.engine.name
+        entry["keyword"] = self.search.keyword
+        entry["width"] = width
+        entry["height"] = height
+        folder = self.search.folder
+        folder.save(answer.body, ending, entry)
+        with folder.lock:
+            self.search.counts["saved"] += 1
+        if folder.is_full():
+            self.session.halt.set()
+
+
+class SearchCrawler(icrawler.Crawler):
+    """Runs a Search in icrawler's threads."""
+
+    def __init__(self, search):
+        self.search = search
+        super().__init__(
+            parser_cls=PageParser,
+            downloader_cls=PictureDownloader,
+            # The article's numbers. Only the downloader's makes a difference: an engine
+            # is asked for one page at a time, and our pages need no feeder.
+            feeder_threads=1,
+            parser_threads=2,
+            downloader_threads=DOWNLOADER_THREADS,
+            log_level=logging.CRITICAL,
+            extra_parser_args={"search": search},
+            extra_downloader_args={"search": search},
+        )
+
+    def set_session(self, headers=None):
+        self.session = self.search.session
+
+    def crawl(self, live, patient):
+        """Run until nothing is left or the session halts, and show how far it is.
+
+        Args:
+            live: the progress display.
+            patient: wait for hosts that were left, too.
+        """
+        search = self.search
+        halt = self.session.halt
+        name = rich.markup.escape(f"{search.engine.name} {search.keyword or 'list'}")
+        begun = time.monotonic()
         halt.clear()
         self.signal.reset()
         self.parser.start()
         self.downloader.start(max_num=0, queue_timeout=0.1)
         try:
             while self.parser.is_alive() or self.downloader.is_alive():
-                over = not self.parser.is_alive() and self.tasks.empty()
+                over = not self.parser.is_alive() and search.downloads.is_over(patient)
                 self.signal.set(parser_exited=over, reach_max_num=halt.is_set())
-                count = len(self.folder.names)
-                text = f"{name} {count}/{wanted}"
+                count = len(search.folder.names)
+                text = f"{name} {count}/{MAX_NUM}"
                 live.update(live.task_ids[0], description=text, completed=count)
                 time.sleep(0.05)
         finally:
-            self.seconds += time.monotonic() - start
-        if self.trouble:
-            raise self.trouble
-
-    def read_pages(self):
-        """Read pages of results until there are none: the work of a parser thread."""
-        engine, halt, tries = self.engine, self.fetcher.halt, 0
-        with engine.turn:  # other threads find nothing left to do
-            while self.pages and not halt.is_set():
-                if self.tasks.qsize() > 40:
-                    halt.wait(0.1)  # no page is asked for before it is needed
-                    continue
-                try:
-                    tasks, following = self.read_page(self.pages[0])
-                except Failure as failure:
-                    kind, tries = failure.kind, tries + 1
-                    passing = kind in ("unreachable", "unreadable", "empty")
-                    if kind == "stopped" or (passing and tries < 3 and engine.heard):
-                        continue
-                    self.pages.clear()
-                    self.failure = None if kind == "empty" else failure
-                    if kind in ("budget", "refused", "unreachable"):
-                        engine.failure = engine.failure or failure
-                else:
-                    tries = 0
-                    self.pages.popleft()
-                    self.add(tasks)
-                    if following and self.stale < self.folder.patience:
-                        self.pages.append(following)
-
-    def read_page(self, page):
-        """Return (tasks, next page or None) of a page of results."""
-        engine, settings = self.engine, self.settings
-        if engine.failure:
-            raise engine.failure
-        if engine.budget < 1:
-            raise Failure("budget", "PAGE_BUDGET is used up for this run")
-        engine.budget -= 1
-        seconds = settings.PAGE_TIMEOUT
-        if not engine.heard:  # where no engine answers, the end comes within 60 s
-            seconds = min(seconds, 50 / len(settings.ENGINES))
-        address = f"{settings.ENDPOINTS[engine.name]}?{urllib.parse.urlencode(page)}"
-        try:
-            answer = self.fetcher.fetch(address, seconds, seconds)
-            engine.heard = True
-            if answer.headers.get("x-ratelimit-available-anon_sustained") == "0":
-                engine.failure = Failure("refused", "today's answers are used up")
-            if reason := refusal(answer):
-                raise Failure("refused", reason)
-            return engine.read(page, answer.content, settings.LICENSE)
-        except Failure as failure:
-            if failure.kind == "broken":
-                failure.kind = "unreadable"
-            raise
-        except Exception as error:  # a page can lead its reader anywhere
-            reason = f"not in the known shape: {error!r}"
-            raise Failure("unreadable", reason) from None
-
-    def add(self, tasks):
-        """Take in the tasks of a page whose addresses were never seen."""
-        fresh = {requests.utils.requote_uri(task["file_url"]): task for task in tasks}
-        with self.folder.lock:
-            fresh = {url: fresh[url] for url in fresh if url not in self.folder.known}
-            self.folder.known |= fresh.keys()
-            self.listed += len(tasks)
-            self.counts["duplicate"] += len(tasks) - len(fresh)
-            self.stale = self.stale + 1 if tasks and not fresh else 0
-        for task in fresh.values():
-            self.tasks.put(task)
-
-    def download(self, task, *unused):
-        """Take a picture or else its thumbnail: the work of a downloader thread, which
-        an error would end."""
-        failures = []
-        try:
-            for address in dict.fromkeys((task["file_url"], task["fallback"])):
-                try:
-                    return self.take(address, task)
-                except Failure as failure:
-                    failures.append(failure)
-                if failures[-1].kind in ("duplicate", "noai", "stopped", "too small"):
-                    break
-            if failures[-1].kind == "stopped":
-                return self.tasks.put(task)  # for the second run
-            with self.folder.lock:
-                self.counts[failures[0].kind] += 1
-            if all(failure.final for failure in failures):
-                reason = "; ".join(map(str, failures))
-                entry = {"url": task["file_url"], "reason": reason}
-                entry |= {"engine": self.engine.name, "keyword": self.keyword}
-                self.folder.append("failed.jsonl", entry)
-        except Exception as error:  # a full disk or a mistake of ours stops the run
-            self.trouble = error
-            self.fetcher.halt.set()
-
-    def take(self, address, task):
-        """Fetch an address, look at the picture and save it, or raise a Failure."""
-        settings, folder = self.settings, self.folder
-        seconds = settings.IMAGE_DEADLINE
-        answer = self.fetcher.fetch(address, seconds, settings.REQUEST_TIMEOUT)
-        status, robots = answer.status_code, answer.headers.get("X-Robots-Tag", "")
-        if status != 200:
-            final = 400 <= status < 500 and status not in (408, 425, 429)
-            raise Failure(f"HTTP {status}", final=final)
-        if re.search("no(image)?ai", robots.lower()):
-            raise Failure("noai", "X-Robots-Tag forbids it", final=True)
-        body = answer.content
-        ending, width, height = inspect(body, settings.MIN_SIZE, settings.MAX_PIXELS)
-        names = "page_url title creator license license_url attribution license_filter"
-        entry = {"url": task["file_url"], "final_url": answer.url}
-        for name in (*names.split(), "engine", "keyword"):
-            entry[name] = task.get(name)
-        entry |= {**self.about, "width": width, "height": height}
-        folder.save(body, ending, entry)
-        with folder.lock:
-            self.counts["saved"] += 1
-        if len(folder.names) >= folder.goal:
-            self.fetcher.halt.set()
-
-    def outcome(self):
-        """Return why it ended early or brought nothing, or else an empty text."""
-        if self.failure:
-            return f"{self.failure.kind}: {self.failure}"
-        if self.counts["saved"]:
-            return ""
-        return "nothing new of use" if self.listed else "answered but empty"
-
-    def summary(self):
-        """Return the line that says what came of it."""
-        kinds = ["saved", "duplicate", "too small", "broken", "refused"]
-        kinds = dict.fromkeys(kinds + sorted(self.counts))
-        counts = "".join(f"{kind} {self.counts[kind]}, " for kind in kinds)
-        end = f"; {self.outcome()}" if self.outcome() else ""
-        name = f'{self.engine.name} "{self.keyword or "list"}"'
-        return f"{name}: {counts}{self.seconds:.1f} s{end}"
+            search.seconds += time.monotonic() - begun
+        if search.trouble is not None:
+            raise search.trouble
 
 
-def plan(folder, fetcher, listed):
-    """Return the crawlers, engine by engine; `listed` are the tasks for "urls"."""
-    readers = {"commons": read_commons, "openverse": read_openverse, "bing": read_bing}
-    readers |= {"google": read_google, "urls": None}
-    crawlers, settings, license = [], fetcher.settings, fetcher.settings.LICENSE
-    for name in settings.ENGINES:
-        # `heard`: it has answered; `failure`: why it is left for the rest of the run.
-        engine = types.SimpleNamespace(
-            name=name, read=readers[name], budget=settings.PAGE_BUDGET.get(name),
-            turn=threading.Lock(), heard=False, failure=None,
-        )  # fmt: skip
-        about = {"engine": name}
-        if name == "urls":
-            crawlers.append(KeywordCrawler(engine, about, [], folder, fetcher))
-            crawlers[-1].add(listed)
-            continue
-        about["license_filter"] = license
-        if license and name in ("bing", "google"):
-            about["license_filter"] += f" ({name.title()}'s word, not checked)"
-        for keyword in settings.KEYWORDS:
-            pages = first_pages(name, keyword, license, settings.ENGINES)
-            told = {**about, "keyword": keyword}
-            crawlers.append(KeywordCrawler(engine, told, pages, folder, fetcher))
-    return crawlers
+def plan(engines, folder, session):
+    """Return the searches, engine by engine."""
+    searches = []
+    for engine in engines:
+        keywords = KEYWORDS
+        if engine.name == "urls":
+            keywords = (None,)
+        for keyword in keywords:
+            searches.append(Search(engine, keyword, folder, session))
+    return searches
 
 
-def crawl_all(crawlers, folder, settings, live):
-    """Run the crawlers, each keyword up to its share, then again without that limit."""
-    wanted = settings.MAX_NUM
-    share = math.ceil(wanted / len(settings.KEYWORDS))
-    live.add_task("", total=wanted)
-    for limit, crawler in itertools.product((share, wanted), crawlers):
-        room = wanted - len(folder.names)
-        if crawler.keyword:
-            found = [folder.entries[name].get("keyword") for name in folder.names]
-            room = min(room, limit - found.count(crawler.keyword))
-        if room > 0 and (crawler.pages or not crawler.tasks.empty()):
-            folder.goal = len(folder.names) + room
-            crawler.crawl(live)
-
-
-def collect(settings, out_dir, listed):
-    """Fill the folder and say what came of it; return (Folder, crawlers)."""
-    folder, fetcher = Folder(out_dir), Fetcher(settings)
-    print(f"{len(folder.names)} images in {out_dir}, {settings.MAX_NUM} wanted.")
-    if not settings.CONTACT and "commons" in settings.ENGINES:
-        print("CONTACT is empty: Wikimedia wants one, and is asked every 6 s only.")
-    crawlers = plan(folder, fetcher, listed)
-    quiet = not sys.stdout.isatty()
-    try:
-        with rich.progress.Progress(disable=quiet, transient=True) as live:
-            crawl_all(crawlers, folder, settings, live)
-    finally:
-        fetcher.halt.set()
+def crawl_all(searches, folder, live):
+    """Run the searches, each keyword up to its share, then again without that limit."""
+    share = math.ceil(MAX_NUM / len(KEYWORDS))
+    live.add_task("", total=MAX_NUM)
+    crawlers = [SearchCrawler(search) for search in searches]
+    for second_round in (False, True):
         for crawler in crawlers:
-            if crawler.seconds or crawler.listed:
-                print(crawler.summary())
+            search = crawler.search
+            room = MAX_NUM - len(folder.names)
+            if search.keyword is not None and not second_round:
+                room = min(room, share - folder.count(search.keyword))
+            if room > 0 and search.has_work():
+                folder.goal = len(folder.names) + room
+                crawler.crawl(live, patient=second_round)
+
+
+def collect(engines, out_dir):
+    """Fill the folder and say what came of it; return (Folder, searches)."""
+    folder = Folder(out_dir)
+    session = Session()
+    say(f"{len(folder.names)} images in {out_dir}, {MAX_NUM} wanted.")
+    for note in folder.notes:
+        say(note)
+    if not CONTACT and "commons" in ENGINES:
+        say("CONTACT is empty: Wikimedia wants one, and is asked every 6 s only.")
+    searches = plan(engines, folder, session)
+    try:
+        quiet = not sys.stdout.isatty()
+        with rich.progress.Progress(disable=quiet, transient=True) as live:
+            crawl_all(searches, folder, live)
+    finally:
+        session.halt.set()
+        for search in searches:
+            if search.seconds or search.listed:
+                say(search.summary())
         folder.close()
-    return folder, crawlers
+    return folder, searches
 
 
-def shortage(crawlers):
+def shortage(searches):
     """Return why so few pictures came, and what to do about it."""
-    told = [each for each in crawlers if each.outcome()]
-    lines = [f"{each.engine.name}: {each.outcome()}." for each in told]
-    failures = [crawler.failure for crawler in crawlers]
-    if all(failure and failure.kind == "unreachable" for failure in failures):
-        lines += ["Is there a network, or a proxy to name in HTTPS_PROXY?"]
-        lines += ["To go on without the web: python tests/draw_athletes.py"]
+    lines = []
+    unreachable = 0
+    for search in searches:
+        line = f"{search.engine.name}: {search.outcome()}."
+        if search.outcome() and line not in lines:
+            lines.append(line)
+        if search.failure is not None and search.failure.kind == "unreachable":
+            unreachable += 1
+    if unreachable == len(searches):
+        lines.append("Is there a network, or a proxy to name in HTTPS_PROXY?")
+        lines.append("To go on without the web: python tests/draw_athletes.py")
     else:
-        lines += ["Try other KEYWORDS or ENGINES, or run again later."]
-    return "\n".join(dict.fromkeys(lines))
+        lines.append("Try other KEYWORDS or ENGINES, or run again later.")
+    return "\n".join(lines)
 
 
-def check_settings(settings):
-    """End the script with a message if a setting is not what it should be."""
+def say(text):
+    """Print a line at once: a log should grow while the crawl does."""
+    print(text, flush=True)
 
-    def count(value):
-        return type(value) is int and 0 < value <= 10**9
 
-    def seconds(value):
-        return type(value) in (int, float) and 0 <= value <= 86_400
+# ----------------------------------------------------------------------------
+# Checks before the first request, and main
+# ----------------------------------------------------------------------------
+def check(good, name, value, expected):
+    """End the script with a message if a setting is not what it has to be."""
+    if not good:
+        script = Path(__file__).name
+        text = f"{name} = {value!r}: expected {expected}"
+        sys.exit(f"{text}. Edit it at the top of {script}.")
 
-    engines = ("commons", "openverse", "urls", "bing", "google")
+
+def is_whole(value, low, high=1_000_000):
+    """Return whether a value is a whole number from low to high, and no bool."""
+    return type(value) is int and low <= value <= high
+
+
+def is_number(value, low, high=math.inf):
+    """Return whether a value is a finite number from low to high, and no bool."""
+    return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
+
+
+def open_stdout():
+    """Make stdout take any text, also in a notebook and where the shell closed it."""
+    if sys.stdout is None:  # closed by >&-
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout is no real stream
+        sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
+
+
+def stop(error, path):
+    """End the script with one message about an OSError, of stdout or of a file.
+
+    Args:
+        error: the OSError. Where it names no file, it was met in writing.
+        path: what was most likely being written then.
+    """
+    try:
+        sys.stdout.flush()  # what a full disk or a closed pipe refused is still there
+    except (OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
+        sys.exit(f"Cannot write to stdout: {error.strerror}. Mend it and run again.")
+    name = Path(error.filename or path).resolve()
+    sys.exit(f"Cannot write {name}: {error.strerror or error}. Mend it and run again.")
+
+
+def check_settings():
+    """End the script with a message if a setting is not what it has to be."""
+    check_search()
+    check_manners()
+    check_bounds()
+
+
+def is_text(value, longest=1000):
+    """Return whether a value is a text, and not an empty or a very long one."""
+    return isinstance(value, str) and 0 < len(value.strip()) <= longest
+
+
+def check_search():
+    """Check what is searched, and where it goes."""
+    for name, value in (("OUT_DIR", OUT_DIR), ("URL_FILE", URL_FILE)):
+        check(is_text(value), name, value, "a path in quotes")
+    good = type(KEYWORDS) is tuple and len(KEYWORDS) > 0
+    good = good and all(is_text(keyword, 200) for keyword in KEYWORDS)
+    expected = "phrases of 1 to 200 letters in round brackets"
+    check(good, "KEYWORDS", KEYWORDS, expected)
+    known = ("commons", "openverse", "urls", "bing")
+    good = type(ENGINES) is tuple and len(ENGINES) > 0
+    expected = f"some of {known}"
+    if good and "google" in ENGINES:
+        expected += '. "google" has returned nothing since 2025'
+    good = good and all(engine in known for engine in ENGINES)
+    check(good, "ENGINES", ENGINES, expected)
     words = ("noncommercial", "commercial", "noncommercial,modify", "commercial,modify")
-    rules = (
-        ("OUT_DIR URL_FILE", "a path in quotes", str.strip),
-        ("CONTACT", "plain letters in quotes", re.compile("[ -~]*").fullmatch),
-        ("KEYWORDS", "phrases of 1 to 200 letters in round brackets",
-            lambda value: type(value) is tuple and value
-            and all(0 < len(phrase.strip()) <= 200 for phrase in value)),
-        ("ENGINES", f"some of {engines}",
-            lambda value: type(value) is tuple and value and {*value} <= {*engines}),
-        ("LICENSE", f"None or one of {words}", lambda value: value in (None, *words)),
-        ("MAX_NUM HOST_CONCURRENCY MAX_BYTES MAX_PIXELS REQUEST_TIMEOUT IMAGE_DEADLINE "
-            "PAGE_TIMEOUT FEEDER_THREADS PARSER_THREADS DOWNLOADER_THREADS",
-            "a whole number from 1 to 1_000_000_000", count),
-        ("MIN_NUM", "a whole number from 0 to MAX_NUM",
-            lambda value: value in range(settings.MAX_NUM + 1)),
-        ("MIN_SIZE", "a width and a height in pixels",
-            lambda value: len(value) == 2 and all(map(count, value))),
-        ("DEFAULT_DELAY", "seconds, 0 or more", seconds),
-        ("HOST_DELAY", "seconds for each host, 0 or more",
-            lambda value: all(map(seconds, value.values()))),
-        ("PAGE_BUDGET", "a whole number from 1 up for each engine",
-            lambda value: all(map(count, value.values()))),
-        ("ENDPOINTS", "an http address for each engine",
-            lambda value: {*settings.ENGINES} <= {*value, "urls"}
-            and all(urllib.parse.urlsplit(each).hostname for each in value.values())),
-        ("ALLOW_PRIVATE_HOSTS", "True or False", lambda value: type(value) is bool),
-    )  # fmt: skip
-    for names, expected, fits in rules:
-        for name in names.split():
-            value, good = getattr(settings, name), False
-            with contextlib.suppress(Exception):  # a wrong type can lead anywhere
-                good = fits(value)
-            if not good:
-                sys.exit(f"{name} is {value!r}. Set it to {expected}.")
+    good = LICENSE is None or LICENSE in words
+    check(good, "LICENSE", LICENSE, f"None or one of {words}")
+    check(is_whole(MAX_NUM, 1), "MAX_NUM", MAX_NUM, "a whole number from 1 up")
+    good = is_whole(MIN_NUM, 0, MAX_NUM)
+    check(good, "MIN_NUM", MIN_NUM, "a whole number from 0 to MAX_NUM")
+    good = type(MIN_SIZE) is tuple and len(MIN_SIZE) == 2
+    good = good and all(is_whole(side, 1) for side in MIN_SIZE)
+    check(good, "MIN_SIZE", MIN_SIZE, "a width and a height in pixels")
+
+
+def check_manners():
+    """Check how servers are treated."""
+    good = isinstance(CONTACT, str) and CONTACT.isascii()
+    good = good and (CONTACT == "" or CONTACT.isprintable())
+    check(good, "CONTACT", CONTACT, "plain letters in quotes")
+    good = isinstance(HOST_DELAY, dict)
+    good = good and all(is_number(value, 0, 86_400) for value in HOST_DELAY.values())
+    check(good, "HOST_DELAY", HOST_DELAY, "seconds for each host, 0 or more")
+    for name, value in (
+        ("DEFAULT_DELAY", DEFAULT_DELAY), ("BUSY_PAUSE", BUSY_PAUSE),
+        ("LEFT_PAUSE", LEFT_PAUSE),
+    ):  # fmt: skip
+        check(is_number(value, 0, 86_400), name, value, "seconds, 0 or more")
+    good = type(PAUSES) is tuple and len(PAUSES) > 0
+    good = good and all(is_number(value, 0, 60) for value in PAUSES)
+    check(good, "PAUSES", PAUSES, "seconds from 0 to 60 in round brackets")
+    good = isinstance(PAGE_BUDGET, dict)
+    good = good and all(is_whole(value, 1) for value in PAGE_BUDGET.values())
+    for engine in ENGINES:
+        good = good and (engine == "urls" or engine in PAGE_BUDGET)
+    expected = "a whole number from 1 up for each engine"
+    check(good, "PAGE_BUDGET", PAGE_BUDGET, expected)
+
+
+def check_bounds():
+    """Check the bounds on what comes in, and the network."""
+    for name, value in (
+        ("HOST_CONCURRENCY", HOST_CONCURRENCY), ("MAX_BYTES", MAX_BYTES),
+        ("MAX_PIXELS", MAX_PIXELS), ("MAX_SCANS", MAX_SCANS), ("MAX_TEXT", MAX_TEXT),
+        ("DOWNLOADER_THREADS", DOWNLOADER_THREADS),
+    ):  # fmt: skip
+        check(is_whole(value, 1, 10**9), name, value, "a whole number from 1 up")
+    for name, value in (
+        ("REQUEST_TIMEOUT", REQUEST_TIMEOUT), ("IMAGE_DEADLINE", IMAGE_DEADLINE),
+        ("PAGE_TIMEOUT", PAGE_TIMEOUT),
+    ):  # fmt: skip
+        check(is_number(value, 0.1, 86_400), name, value, "seconds, 0.1 or more")
+    good = type(ALLOW_PRIVATE_HOSTS) is bool
+    check(good, "ALLOW_PRIVATE_HOSTS", ALLOW_PRIVATE_HOSTS, "True or False")
+    good = isinstance(ENDPOINTS, dict)
+    for engine in ENGINES:
+        good = good and (engine == "urls" or is_endpoint(ENDPOINTS.get(engine)))
+    check(good, "ENDPOINTS", ENDPOINTS, "an http address for each engine")
+
+
+def is_endpoint(address):
+    """Return whether an address can be asked."""
+    try:
+        return web_address(address) and urllib.parse.urlsplit(address).hostname
+    except ValueError:
+        return False
+
+
+def check_environment():
+    """Raise a SetupFailure if something on this machine would fail each request."""
+    with contextlib.suppress(ImportError):  # Windows has no such limit
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if limit != resource.RLIM_INFINITY and limit < 200:
+            raise SetupFailure(
+                f"Only {limit} files may be open at once, and 200 are needed. "
+                "Allow more, for example by ulimit -n 1024, and run again."
+            )
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        path = os.environ.get(name)
+        if path and not os.path.exists(path):
+            raise SetupFailure(
+                f"{name} names {path}, which is not there. Mend or unset it."
+            )
+    # NO_PROXY and the scheme decide which proxy is for which address.
+    addresses = ["http://pictures.example/", "https://pictures.example/"]
+    for engine in ENGINES:
+        if engine in ENDPOINTS:
+            addresses.append(ENDPOINTS[engine])
+    proxies = set()
+    for address in addresses:
+        found = requests.utils.get_environ_proxies(address)
+        proxies.add(requests.utils.select_proxy(address, found))
+    for proxy in proxies - {None, ""}:
+        check_proxy(proxy)
+
+
+def check_proxy(proxy):
+    """Raise a SetupFailure if a proxy of the environment cannot be used."""
+    names = []
+    for name, value in os.environ.items():
+        if value == proxy and name.lower().endswith("_proxy"):
+            names.append(name)
+    where = " and ".join(names) or "the system's settings"
+    try:
+        address = urllib3.util.parse_url(proxy)
+        if address.scheme is None:
+            address = urllib3.util.parse_url(f"http://{proxy}")
+        host = address.host
+        port = address.port
+    except urllib3.exceptions.LocationParseError:
+        host = None
+    ports = {"http": 80, "https": 443, "socks4": 1080, "socks4a": 1080}
+    ports |= {"socks5": 1080, "socks5h": 1080}
+    if not host or address.scheme not in ports:
+        raise SetupFailure(
+            f"{where}: {clean(proxy)!r} is no address of a proxy. Expected "
+            "http://host:port. Mend or unset it."
+        )
+    if address.scheme.startswith("socks") and importlib.util.find_spec("socks") is None:
+        raise SetupFailure(
+            f"{where} names a SOCKS proxy, which needs a package. Run "
+            "pip install pysocks, or unset it."
+        )
+    port = port or ports[address.scheme]
+    try:
+        socket.create_connection((host.strip("[]"), port), REQUEST_TIMEOUT).close()
+    except OSError as error:
+        raise SetupFailure(
+            f"The proxy {host}:{port} ({where}) cannot be reached: "
+            f"{error.strerror or error}. Mend or unset it."
+        ) from None
 
 
 def main():
-    settings = types.SimpleNamespace(
-        OUT_DIR=OUT_DIR, URL_FILE=URL_FILE, KEYWORDS=KEYWORDS, ENGINES=ENGINES,
-        MAX_NUM=MAX_NUM, MIN_NUM=MIN_NUM, LICENSE=LICENSE, MIN_SIZE=MIN_SIZE,
-        CONTACT=CONTACT, HOST_DELAY=HOST_DELAY, DEFAULT_DELAY=DEFAULT_DELAY,
-        HOST_CONCURRENCY=HOST_CONCURRENCY, PAGE_BUDGET=PAGE_BUDGET, MAX_BYTES=MAX_BYTES,
-        MAX_PIXELS=MAX_PIXELS, REQUEST_TIMEOUT=REQUEST_TIMEOUT, ENDPOINTS=ENDPOINTS,
-        IMAGE_DEADLINE=IMAGE_DEADLINE, PAGE_TIMEOUT=PAGE_TIMEOUT,
-        ALLOW_PRIVATE_HOSTS=ALLOW_PRIVATE_HOSTS, FEEDER_THREADS=FEEDER_THREADS,
-        PARSER_THREADS=PARSER_THREADS, DOWNLOADER_THREADS=DOWNLOADER_THREADS,
-    )  # fmt: skip
-    check_settings(settings)
-    # A console may lack a keyword's letters, and a log should grow line by line.
-    sys.stdout.reconfigure(errors="replace", line_buffering=True)
+    check_settings()
     warnings.simplefilter("ignore")  # Pillow's about what is odd in a picture
     Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is checked instead
-    start, out_dir = time.monotonic(), pathlib.Path(OUT_DIR).resolve()
-    listed = read_url_file(pathlib.Path(URL_FILE)) if "urls" in ENGINES else []
+    begun = time.monotonic()
+    out_dir = Path(OUT_DIR).resolve()
     if (out_dir / "factors.csv").exists():
         sys.exit(
             f"{out_dir} holds drawn athletes (factors.csv), which must not mix with "
             "photographs. Move them away or set another OUT_DIR."
         )
     try:
-        folder, crawlers = collect(settings, out_dir, listed)
+        check_environment()
+        engines = make_engines()
+        folder, searches = collect(engines, out_dir)
+    except SetupFailure as failure:
+        sys.exit(str(failure))
     except BlockingIOError:
         sys.exit(f"Another scrape.py is at work in {out_dir}. Wait until it has ended.")
-    except OSError as error:
-        reason = error.strerror or error
-        sys.exit(f"Cannot write into {out_dir}: {reason}. Mend it and run again.")
-    count, seconds = len(folder.names), time.monotonic() - start
+    count = len(folder.names)
+    seconds = time.monotonic() - begun
     files = "manifest.jsonl and CREDITS.md"
-    print(f"Wrote {OUT_DIR}: {count} images with {files} in {seconds:.1f} s.")
+    say(f"Wrote {OUT_DIR}: {count} images with {files} in {seconds:.1f} s.")
     if count < MIN_NUM:
         found = f"{count} images in {out_dir}, fewer than MIN_NUM = {MIN_NUM}."
-        sys.exit(f"{found}\n{shortage(crawlers)}")
+        sys.exit(f"{found}\n{shortage(searches)}")
 
 
 if __name__ == "__main__":
+    open_stdout()
     try:
         main()
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        print("Stopped. All files are whole; run again to go on.", file=sys.stderr)
+        print("Stopped: all files are whole. Run again to go on.", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        stop(error, OUT_DIR)

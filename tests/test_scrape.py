@@ -36,6 +36,9 @@ QUICK = {
     "REQUEST_TIMEOUT": 2,
     "IMAGE_DEADLINE": 2,
     "PAGE_TIMEOUT": 5,
+    "PAUSES": (0.1, 0.2, 0.4),
+    "BUSY_PAUSE": 0.3,
+    "LEFT_PAUSE": 1,
 }
 
 
