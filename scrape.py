@@ -625,7 +625,9 @@ class UrlList(Engine):
     def check_lines(self):
         """Raise a ValueError if there are lines, but none that can be used."""
         for line in self.lines:
-            with contextlib.suppress(LookupError, TypeError, ValueError):
+            with contextlib.suppress(
+                AttributeError, LookupError, TypeError, ValueError
+            ):
                 tidy(self.read_item(line))
                 return
         if self.lines:
@@ -1137,8 +1139,8 @@ looking = threading.Lock()  # one picture at a time is unpacked: memory
 def inspect(body):
     """Return (extension, width, height) of the bytes of a picture that is fit."""
     endings = {
-        "JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif",
-        "BMP": "bmp", "TIFF": "tif", "AVIF": "avif",
+        "JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp",
+        "TIFF": "tif", "AVIF": "avif",
     }  # fmt: skip
     # In a JPEG this pair of bytes stands nowhere but at the head of a scan, or, a few
     # times, in a thumbnail.
@@ -1147,7 +1149,7 @@ def inspect(body):
         raise PictureFailure("refused", reason, final=True)
     try:
         with looking, Image.open(io.BytesIO(body), formats=tuple(endings)) as picture:
-            ending = endings[picture.format]
+            ending = endings.get(picture.format, "jpg")  # MPO: several JPEGs
             width, height = picture.size
             if width * height <= MAX_PIXELS:
                 picture.load()  # opening reads no more than the header

@@ -1,15 +1,16 @@
-"""A little image-search site on this machine: four engines, pictures, and faults.
+"""A little image-search site on this machine: three engines, pictures, and faults.
 
     python tests/gallery.py
 
 By hand it draws 60 athletes and serves them until Ctrl-C; it prints which settings of
 scrape.py to edit, so that a whole crawl can be watched without the web. The tests use
-the class Gallery, which answers in the shapes of Wikimedia Commons, Openverse, Bing
-and Google, and, below /faults/, in all the ways in which servers misbehave.
+the class Gallery, which answers in the shapes of Wikimedia Commons, Openverse and
+Bing, and, below /faults/, in all the ways in which servers misbehave.
 
 Reads and writes nothing.
 """
 
+import email.utils
 import gzip
 import html
 import http.server
@@ -40,7 +41,6 @@ ENGINES = {
     "/w/api.php": "commons",
     "/v1/images/": "openverse",
     "/images/async": "bing",
-    "/search": "google",
 }
 LICENSES = "by by-sa by-nc by-nc-sa by-nd by-nc-nd cc0 pdm".split()
 
@@ -77,22 +77,30 @@ class Gallery:
         hosts: loopback addresses to serve from; each is one image host with its own
             port. The first one is the engines', too.
         port: of every host; 0 takes a free one each.
+        away: numbers of hosts that refuse connections until they `arrive`.
 
     Attributes:
         addresses: "http://host:port" of each host.
         pictures: {path: bytes} that it serves.
         items: what the engines list: dicts with `url` and perhaps `title`, `creator`,
             `license` (Openverse's word), `thumbnail`, `page`, `keyword` (listed for it
-            alone) and `engines` (listed by them alone).
-        modes: {engine: a mode, or a list of modes for its next requests}; see `answer`.
+            alone) and `engines` (listed by them alone); for Commons alone `file` (a
+            title with its ending) and `metadata` ({name: HTML}).
+        modes: {engine: a mode, or a list of modes for its next requests}; see
+            `answer_engine`.
+        query_modes: {text: a mode}, for the queries one of whose values is that text.
+        parts: whether Commons answers each page in two parts, as it does with much.
+        hold: None, or an Event that pictures wait for.
         delay: seconds before each picture and page of results.
         requests: (path with query, headers) of what was asked so far, in order.
         times: {path: seconds at which it was asked for}.
         most_at_once: {address: number} the most requests of a host at the same time.
     """
 
-    def __init__(self, hosts=("127.0.0.1",), port=0):
+    def __init__(self, hosts=("127.0.0.1",), port=0, away=()):
         self.pictures, self.items, self.modes = {}, [], {}
+        self.query_modes, self.parts, self.hold = {}, False, None
+        self.left = set()
         self.delay, self.requests, self.times = 0, [], {}
         self.most_at_once, self.at_once = {}, {}
         self.lock, self.closing = threading.Lock(), threading.Event()
@@ -103,6 +111,8 @@ class Gallery:
             disable_nagle_algorithm = True
 
             def do_GET(self):
+                if self.server.server_address in site.left:  # a kept connection
+                    return fault_drop(site, self, "")
                 site.answer(self)
 
             def log_message(self, *args):
@@ -114,20 +124,47 @@ class Gallery:
             def handle_error(self, *args):
                 """Stay quiet: clients that hang up are part of the game."""
 
-        self.servers = [Server((host, port), Handler) for host in hosts]
+        self.make_server = lambda place: Server(place, Handler, False)
+        self.servers = [self.make_server((host, port)) for host in hosts]
+        self.threads = [None] * len(hosts)
+        for server in self.servers:
+            server.server_bind()  # until it listens, connections are refused
+        self.away = away
         self.addresses = [address_of(server) for server in self.servers]
         self.address = self.addresses[0]
 
     def __enter__(self):
-        for server in self.servers:
-            threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        for number in range(len(self.servers)):
+            if number not in self.away:
+                self.arrive(number)
         return self
 
     def __exit__(self, *error):
         self.closing.set()
-        for server in self.servers:
+        for number in range(len(self.servers)):
+            self.leave(number)
+
+    def arrive(self, number):
+        """Let a host take connections."""
+        server = self.servers[number]
+        self.left.discard(server.server_address)
+        server.server_activate()
+        run = threading.Thread(target=server.serve_forever, args=(0.02,))
+        self.threads[number] = run
+        run.start()
+
+    def leave(self, number):
+        """Let a host refuse connections, and hang up those that it has."""
+        server = self.servers[number]
+        self.left.add(server.server_address)
+        if self.threads[number] is not None:
             server.shutdown()
-            server.server_close()
+            self.threads[number].join()
+            self.threads[number] = None
+        server.server_close()
+        if not self.closing.is_set():
+            self.servers[number] = self.make_server(server.server_address)
+            self.servers[number].server_bind()
 
     @property
     def endpoints(self):
@@ -162,8 +199,11 @@ class Gallery:
         """Return how often a path, or one below it, was asked for."""
         return sum(each.startswith(path) for each, _ in list(self.requests))
 
-    def mode(self, engine):
+    def mode(self, engine, query):
         """Return how an engine answers now."""
+        for text in query.values():
+            if text in self.query_modes:
+                return self.query_modes[text]
         mode = self.modes.get(engine, "ok")
         if isinstance(mode, list):
             with self.lock:
@@ -183,9 +223,11 @@ class Gallery:
             if parts.path in ENGINES:
                 engine = ENGINES[parts.path]
                 query = dict(urllib.parse.parse_qsl(parts.query))
-                self.answer_engine(handler, engine, query, self.mode(engine))
+                self.answer_engine(handler, engine, query, self.mode(engine, query))
             elif parts.path in self.pictures:
                 self.closing.wait(self.delay)
+                if self.hold is not None:
+                    self.hold.wait(60)
                 send(handler, self.pictures[parts.path], kind="image/jpeg")
             elif parts.path.startswith("/faults/"):
                 name = urllib.parse.unquote(parts.path).removeprefix("/faults/")
@@ -207,19 +249,27 @@ class Gallery:
         """Answer a request for a page of results.
 
         Modes: "ok"; a number, an HTTP status; (status, Retry-After); "empty", nothing
-        found; "blank", an empty body; "malformed"; "half"; "other shape"; "error", one
-        with status 200; "odd", one broken item first; "repeat", the first page always;
-        "slow", 10 s; "silent", never; "short", cut short; "quota", none left;
-        "captcha"; "consent"; "script".
+        found; "blank", an empty body; "malformed"; "half"; "other shape"; "error:CODE",
+        one of the API with status 200; "odd", one broken item first; "repeat", the
+        first page always; "slow", 10 s; "silent", never; "short", cut short; "quota",
+        none left; "old quota", the same from a cache; "wait", HTTP 429 that says only
+        in its text how long; "captcha".
         """
         headers = {}
+        if mode == "old quota":
+            headers["Age"] = "86"
+        if mode == "wait":
+            body = (
+                b'{"detail":"Request was throttled. Expected available in 1 second."}'
+            )
+            return send(handler, body, 429, "application/json")
         if engine == "openverse":
-            headers = {
+            headers |= {
                 "x-ratelimit-limit-anon_burst": "20/min",
                 "x-ratelimit-available-anon_burst": "19",
                 "x-ratelimit-limit-anon_sustained": "200/day",
                 "x-ratelimit-available-anon_sustained": "0"
-                if mode == "quota"
+                if mode in ("quota", "old quota")
                 else "199",
             }
         if isinstance(mode, tuple):
@@ -269,10 +319,15 @@ def send(handler, body, status=200, kind="text/plain", headers=None):
 def commons_page(gallery, items, query, mode, headers):
     """Answer like the search of Wikimedia Commons."""
     kind = "application/json"
-    if mode == "error":
-        error = {"code": "internal_api_error", "info": "The search is &lt;off&gt;."}
-        return 200, kind, json.dumps({"error": error, "servedby": "here"}).encode()
+    size = len(query["gsrsearch"].encode())
+    if size > 300:
+        info = f"Search request is longer than the maximum allowed length. (Actual: {size}; allowed: 300)"  # noqa: E501
+        return commons_error("cirrussearch-query-too-long", info)
+    if str(mode).startswith("error:"):
+        return commons_error(mode.removeprefix("error:"), "The search is &lt;off&gt;.")
     start, limit = int(query.get("gsroffset", 0)), int(query["gsrlimit"])
+    if query.get("iicontinue", str(start)) != str(start):
+        return commons_error("badcontinue", "Invalid continue param.")
     if mode == "repeat":
         start = 0
     pages = []
@@ -288,6 +343,12 @@ def commons_page(gallery, items, query, mode, headers):
                 "value": f"<a href='//x'>{item.get('creator', 'Ann &amp; Bo')}</a>"
             },
         }
+        about |= {
+            name: {"value": value, "source": "commons-desc-page"}
+            for name, value in item.get("metadata", {}).items()
+        }
+        asked = query["iiextmetadatafilter"].split("|")
+        about = {name: value for name, value in about.items() if name in asked}
         info = {
             "size": 1, "width": 1600, "height": 1600, "mime": "image/jpeg",
             "thumburl": item["url"] + mark, "thumbwidth": 960, "thumbheight": 960,
@@ -295,9 +356,15 @@ def commons_page(gallery, items, query, mode, headers):
             "descriptionurl": item.get("page", f"https://pages.example/{item['number']}"),
             "extmetadata": {} if item.get("bare") else about,
         }  # fmt: skip
-        title = f"File:{item.get('title', 'Athlete')}.jpg"
-        page = {"pageid": item["number"], "ns": 6, "title": title, "index": index}
-        pages.append({**page, "imageinfo": [info]})
+        title = item.get(
+            "file", f"{item.get('title', 'Athlete %d' % item['number'])}.jpg"
+        )
+        page = {"pageid": item["number"], "ns": 6, "title": f"File:{title}"}
+        page["index"] = index
+        in_second_part = index % 2 == 0
+        if not gallery.parts or in_second_part == ("iicontinue" in query):
+            page["imageinfo"] = [info]
+        pages.append(page)
     if pages and start == 0:
         drawing = {"mime": "image/svg+xml", "url": f"{gallery.address}/faults/svg"}
         page = {"pageid": 10**6, "ns": 6, "title": "File:Drawing.svg", "index": 0}
@@ -310,6 +377,12 @@ def commons_page(gallery, items, query, mode, headers):
     answer = {"batchcomplete": True}
     if pages:
         answer["query"] = {"pages": pages}
+    if pages and gallery.parts and "iicontinue" not in query:
+        del answer["batchcomplete"]
+        answer["continue"] = {"iicontinue": str(start), "continue": "gsroffset||"}
+        if start:
+            answer["continue"]["gsroffset"] = start
+        return 200, kind, json.dumps(answer).encode()
     if mode == "repeat" or start + limit < len(items):
         offset = (
             start + limit
@@ -318,6 +391,13 @@ def commons_page(gallery, items, query, mode, headers):
         )
         answer["continue"] = {"gsroffset": offset, "continue": "gsroffset||"}
     return 200, kind, json.dumps(answer).encode()
+
+
+def commons_error(code, info):
+    """Return an error of the API, which comes with HTTP status 200."""
+    error = {"code": code, "info": info, "docref": "See https://commons.example/api"}
+    body = json.dumps({"error": error, "servedby": "here"}).encode()
+    return 200, "application/json", body
 
 
 def openverse_page(gallery, items, query, mode, headers):
@@ -329,7 +409,7 @@ def openverse_page(gallery, items, query, mode, headers):
     licenses = query.get("license", ",".join(LICENSES)).split(",")
     if not set(licenses) <= set(LICENSES):
         return 400, kind, b'{"detail":{"license":["unknown"]}}'
-    if mode == "error":
+    if str(mode).startswith("error:"):
         return 200, kind, b'{"detail":"Something went wrong."}'
     items = [item for item in items if item["license"] in licenses]
     results = []
@@ -356,9 +436,16 @@ def openverse_page(gallery, items, query, mode, headers):
 
 
 def bing_page(gallery, items, query, mode, headers):
-    """Answer like Bing's endless scroll; an empty body is the end."""
-    start = 0 if mode == "repeat" else max(0, int(query.get("first", 1)) - 1)
-    items = items[start : start + int(query.get("count", 35))]
+    """Answer like Bing's endless scroll. The end is marked, or an empty body."""
+    if mode == "captcha":
+        body = b"<div class='captcha_text'>Please solve the challenge below</div>"
+        return 200, "text/html", body
+    first, count = int(query.get("first", 1)), int(query.get("count", 35))
+    start = 0 if mode == "repeat" else max(0, first - 1)
+    following = f"/images/async?q=x&amp;first={first + count}&amp;count={count}"
+    if mode == "ok" and start + count >= len(items):
+        following = ""
+    items = items[start : start + count]
     if not items:
         return 200, "text/html", b""
     cells = []
@@ -385,40 +472,9 @@ def bing_page(gallery, items, query, mode, headers):
     rows = "".join(
         f"<li data-idx={number}>{cell}</li>" for number, cell in enumerate(cells)
     )
-    page = '<div class="dg_b"><div id="mmComponent_images_1" class="dgControl hover">'
-    return (
-        200,
-        "text/html",
-        f'{page}<ul class="dgControl_list ">{rows}</ul></div></div>'.encode(),
-    )
-
-
-def google_page(gallery, items, query, mode, headers):
-    """Answer like Google: the shape of before 2025, or one of its refusals."""
-    if mode in ("captcha", "consent"):
-        path = "/sorry/index" if mode == "captcha" else "/consent.google.com/m"
-        headers["Location"] = f"{path}?continue=search"
-        return 302, "text/html", b"moved"
-    if mode == "script":
-        target = '<meta content="0;url=/httpservice/retry/enablejs?sei=x" http-equiv='
-        target += '"refresh">'
-        return 200, "text/html", f"<html><noscript>{target}</noscript></html>".encode()
-    rows = (
-        [
-            ["https://encrypted-tbn0.gstatic.com/images?q=tbn:x", 168, 300]
-            for _ in items
-        ],
-        [[item["url"], 1600, 1600] for item in items],
-    )
-    data = json.dumps(
-        [list(pair) for pair in zip(*rows, strict=True)], separators=(",", ":")
-    )
-    data = data.replace("=", "\\u003d")
-    script = (
-        f"AF_initDataCallback({{key: 'ds:1', hash: '2', data:{data}, side: {{}}}});"
-    )
-    logo = "var logo = 'https://www.gstatic.com/logo.png';"
-    page = f"<html><script>{logo}</script><script>{script}</script></html>"
+    page = '<div class="dg_b"><div id="mmComponent_images_1" class="dgControl hover" '
+    page += f'data-nextUrl="{following}" data-iid="images.1">'
+    page += f'<ul class="dgControl_list ">{rows}</ul></div></div>'
     return 200, "text/html", page.encode()
 
 
@@ -426,9 +482,12 @@ def google_page(gallery, items, query, mode, headers):
 
 
 def fault_status(gallery, handler, name):
-    """/faults/status_404, or /faults/status_429_1 with Retry-After: 1."""
+    """/faults/status_404, or /faults/status_429_1 with Retry-After: 1; for
+    /faults/status_503_date it is a date in three seconds."""
     _, status, *wait = name.split("_")
     headers = {"Retry-After": wait[0]} if wait else {}
+    if wait == ["date"]:
+        headers["Retry-After"] = email.utils.formatdate(time.time() + 3, usegmt=True)
     send(handler, b"no", int(status), headers=headers)
 
 
@@ -440,12 +499,83 @@ def fault_once(gallery, handler, name):
         send(handler, make_picture(name), kind="image/jpeg")
 
 
+def fault_busy(gallery, handler, name):
+    """/faults/busy_429_3: that status three times, without a word, then a picture."""
+    _, status, count = name.split("_")
+    if gallery.asked(handler.path) <= int(count):
+        send(handler, b"no", int(status))
+    else:
+        send(handler, make_picture(name), kind="image/jpeg")
+
+
 def fault_html(gallery, handler, name):
     send(handler, b"<html>Please log in.</html>", kind="image/jpeg")
 
 
 def fault_truncated(gallery, handler, name):
     send(handler, make_picture(name)[:-700], kind="image/jpeg")
+
+
+def fault_cut(gallery, handler, name):
+    """A picture without its end, and no word of its length, as HTTP/1.0 has it."""
+    stream(gallery, handler, make_picture(name)[:-700], times=1)
+
+
+def fault_encoding(gallery, handler, name):
+    """/faults/encoding_xyz: packed in a way that nobody knows."""
+    encoding = name.partition("_")[2]
+    body = zlib.compress(make_picture(name))[2:]
+    if encoding == "none":  # a word that means nothing, before a plain picture
+        body = make_picture(name)
+    headers = {"Content-Encoding": encoding}
+    send(handler, body, kind="image/jpeg", headers=headers)
+
+
+def fault_kind(gallery, handler, name):
+    """/faults/kind_heic and so on: whole files of kinds that are no photographs."""
+    starts = {
+        "heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+        "jxl": b"\0\0\0\x0cJXL \r\n\x87\n",
+        "jxlbare": b"\xff\x0a\xfa\x1f",
+        "jp2": b"\0\0\0\x0cjP  \r\n\x87\n",
+        "ico": b"\0\0\1\0\1\0\x10\x10",
+        "svg": b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>',
+    }
+    send(handler, starts[name.partition("_")[2]] + bytes(100), kind="image/jpeg")
+
+
+def fault_scans(gallery, handler, name):
+    """/faults/scans_2500: a progressive JPEG with that many scans that say nothing."""
+    file = io.BytesIO()
+    Image.new("L", (512, 512), 128).save(file, "JPEG", progressive=True)
+    body = file.getvalue()[:-2]
+    scan = bytes.fromhex("ffda0008010100010500")  # one component, coefficients 1 to 5
+    # ends of band for all 4096 blocks: what the coder of Pillow wrote for one scan
+    start = body.index(b"\xff\xda", body.index(b"\xff\xda") + 2)
+    end = body.index(b"\xff", start + len(scan))
+    one = body[start:end]
+    send(handler, body + one * int(name.partition("_")[2]) + b"\xff\xd9")
+
+
+def fault_login(gallery, handler, name):
+    """A picture for those who send a password, and for them alone."""
+    if "Authorization" in handler.headers:
+        send(handler, make_picture(name), kind="image/jpeg")
+    else:
+        headers = {"WWW-Authenticate": 'Basic realm="x"'}
+        send(handler, b"who are you?", 401, headers=headers)
+
+
+def fault_elsewhere(gallery, handler, name):
+    """/faults/elsewhere_2: a redirect to the host of that number."""
+    number = int(name.partition("_")[2])
+    target = f"{gallery.addresses[number]}/faults/plain_elsewhere"
+    send(handler, b"", 302, headers={"Location": target})
+
+
+def fault_silent(gallery, handler, name):
+    """No answer."""
+    gallery.closing.wait(120)
 
 
 def fault_empty(gallery, handler, name):

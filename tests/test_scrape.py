@@ -2,19 +2,20 @@
 
 import ast
 import contextlib
-import email.utils
 import hashlib
+import importlib.util
 import io
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-import types
 
 import pytest
 from conftest import ROOT, copy_script, load_script, run_script
@@ -89,6 +90,12 @@ def pictures(folder):
     return names
 
 
+def count_of(summary, kind):
+    """Return how many of a kind a line of the summary counts."""
+    found = re.search(f"{kind} ([0-9]+),", summary)
+    return int(found[1]) if found else 0
+
+
 def closed_port():
     """Return the address of a port of this machine where nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -157,6 +164,7 @@ def test_faults_of_images(tmp_path, gallery):
     assert result.returncode == 0
     assert result.stderr == ""
     lines = {line["url"]: line for line in read(tmp_path)}
+    assert saved.keys() - lines.keys() == set()
     assert len(pictures(tmp_path)) == len(lines) == len(saved) + 1 + 40
     assert gallery.asked("/faults/webp_1") == 1  # listed by both engines
     for url, ending in saved.items():
@@ -171,17 +179,25 @@ def test_faults_of_images(tmp_path, gallery):
     assert gallery.asked("/faults/once_429_1") == 2
     assert gallery.asked("/faults/plain_3.png?sig=a%2Fb&w=9") == 1
     assert gallery.asked("/faults/loop") == 6
-    assert gallery.asked("/faults/drop") == 2  # a kept connection may just have ended
+    assert 2 <= gallery.asked("/faults/drop") <= 5  # again after a pause, not for ever
     summary = next(line for line in result.stdout.splitlines() if "commons" in line)
-    for count in ("saved 54", "duplicate 1", "too small 1", "broken 4", "HTTP 404 1",
-                  "HTTP 429 3", "HTTP 500 1", "HTTP 503 2", "noai 1"):  # fmt: skip
+    for count in ("saved 54", "duplicate 1", "too small 1", "broken 4", "HTTP 403 1",
+                  "HTTP 404 1", "noai 1"):  # fmt: skip
         assert count in summary
+    kinds = ("HTTP 429", "HTTP 500", "HTTP 503", "unreachable", "host left")
+    assert sum(count_of(summary, kind) for kind in kinds) == len(passing) - 1  # short
     # What failed for good is not asked again; the rest is.
     del gallery.requests[:]
     assert crawl(tmp_path, gallery).returncode == 0
     assert gallery.asked("/pictures/") == gallery.asked("/faults/status_404") == 0
     assert gallery.asked("/faults/status_500") > 0
     assert len(pictures(tmp_path)) == len(saved) + 1 + 40
+    # What took too long gets a second run, and no third one.
+    slow = ("drip", "headers", "detour_5")
+    assert all(gallery.asked(f"/faults/{name}") == 1 for name in slow)
+    del gallery.requests[:]
+    assert crawl(tmp_path, gallery).returncode == 0
+    assert all(gallery.asked(f"/faults/{name}") == 0 for name in slow)
 
 
 def test_a_thumbnail_is_taken_where_the_picture_is_gone(tmp_path, gallery):
@@ -200,7 +216,7 @@ def test_one_image_host_in_five_is_dead(tmp_path, gallery):
     result = crawl(tmp_path, gallery)
     assert result.returncode == 0
     assert len(pictures(tmp_path)) == 160
-    assert "host left 3" in result.stdout  # 36 or so of the 40: it was asked no more
+    assert count_of(result.stdout, "host left") > 30  # it was asked no more
 
 
 def test_private_addresses_are_refused_on_the_socket(tmp_path, gallery, monkeypatch):
@@ -252,6 +268,98 @@ def test_bounds_hold_behind_a_proxy(tmp_path, gallery, monkeypatch):
     assert "more than 2000000 bytes" in reasons[urls[2]]
 
 
+def test_the_guard_is_in_the_path_of_every_connection(monkeypatch):
+    """Whatever method of requests asks for a pool, old ones included."""
+    scrape = load_script("scrape.py")
+    for scheme in ("http", "https"):
+        adapter = scrape.Session().get_adapter(f"{scheme}://127.0.0.1:1/")
+        pool = adapter.poolmanager.connection_from_url(f"{scheme}://127.0.0.1:1/")
+        assert issubclass(pool.ConnectionCls, scrape.Guarded)
+        manager = adapter.proxy_manager_for("http://127.0.0.1:1")
+        pool = manager.connection_from_url(f"{scheme}://127.0.0.1:1/")
+        assert issubclass(pool.ConnectionCls, scrape.Guarded)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1", "10.1.2.3", "169.254.169.254", "100.64.0.1", "0.0.0.0", "::1",
+        "::", "::ffff:127.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b:1::1",
+        "2002:7f00:1::", "2001::1", "fe80::1%eth0", "fc00::1", "fec0::1", "ff02::1",
+        "192.0.0.8", "192.88.99.1", "168.63.129.16", "224.0.0.1", "239.255.255.250",
+        "240.0.0.1", "255.255.255.255",
+    ],
+)  # fmt: skip
+def test_addresses_that_are_not_for_us(address):
+    scrape = load_script("scrape.py")
+    with pytest.raises(scrape.PictureFailure, match="not a public address"):
+        scrape.check_public(address)
+    for public in ("8.8.8.8", "2606:4700::1111", "192.0.1.1", "168.63.129.17"):
+        scrape.check_public(public)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "2130706433", "0177.0.0.1", "0x7f.1", "127.1", "localhost", "LOCALHOST.",
+        "a.localhost", "[::1]", "10.1.2.3", "\uff11\uff12\uff17.0.0.1",
+    ],
+)  # fmt: skip
+def test_private_numbers_in_other_dress_are_not_asked_of_a_proxy(
+    tmp_path, gallery, monkeypatch, host
+):
+    monkeypatch.setenv("HTTP_PROXY", gallery.address)
+    urls = [f"http://{host}/faults/plain_1", "http://web.example/faults/plain_2"]
+    (tmp_path / "urls.txt").write_text("\n".join(urls), encoding="utf-8")
+    edits = {"ENGINES": ("urls",), "ALLOW_PRIVATE_HOSTS": False}
+    assert crawl(tmp_path, gallery, **edits).returncode == 0
+    assert [line["url"] for line in read(tmp_path)] == urls[1:]
+    assert len(gallery.requests) == 1
+    (line,) = read(tmp_path, "failed.jsonl")
+    assert "not a public address" in line["reason"]
+
+
+def test_no_password_of_the_user_is_sent(tmp_path, gallery, monkeypatch):
+    (tmp_path / ".netrc").write_text("default login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    names = ("plain_1", "moved_2", "elsewhere_3", "login")
+    gallery.items = [{"url": f"{gallery.address}/faults/{name}"} for name in names]
+    assert crawl(tmp_path, gallery).returncode == 0
+    assert len(pictures(tmp_path)) == 3
+    assert len(gallery.requests) > 6
+    for _, headers in gallery.requests:
+        assert "Authorization" not in headers
+
+
+def test_pictures_of_other_kinds_and_bombs(tmp_path, gallery):
+    kinds = {"heic": "HEIC", "jxl": "JPEG XL", "jxlbare": "JPEG XL", "jp2": "JP2",
+             "ico": "ICO", "svg": "SVG"}  # fmt: skip
+    names = [f"kind_{name}" for name in kinds] + ["scans_2500", "scans_5", "empty"]
+    gallery.items = [{"url": f"{gallery.address}/faults/{name}"} for name in names]
+    result = crawl(tmp_path, gallery)
+    assert [line["url"][-7:] for line in read(tmp_path)] == ["scans_5"]
+    assert count_of(result.stdout, "other kind") == 6
+    reasons = {}
+    for line in read(tmp_path, "failed.jsonl"):
+        reasons[line["url"].rpartition("/")[2]] = line["reason"]
+    for name, word in kinds.items():
+        assert reasons[f"kind_{name}"] == f"of a kind we do not take ({word})"
+    assert reasons["scans_2500"] == "a JPEG of more than 500 scans"
+    assert reasons["empty"] == "not a whole picture"
+
+
+def test_what_may_be_our_own_slowness_gets_a_second_run(tmp_path, gallery):
+    names = ("cut", "encoding_xyz", "drip", "encoding_none")
+    gallery.items = [{"url": f"{gallery.address}/faults/{name}"} for name in names]
+    for run, lines in ((1, 3), (2, 6), (3, 6)):
+        del gallery.requests[:]
+        crawl(tmp_path, gallery)
+        assert len(read(tmp_path, "failed.jsonl")) == lines
+        for name in names[:3]:
+            assert gallery.asked(f"/faults/{name}") == (run < 3)
+    assert len(pictures(tmp_path)) == 1  # encoding_none
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_nothing_odd_in_a_picture_or_a_title_is_passed_on(tmp_path, gallery):
     gallery.add(1, title="Half a \ud800 character", creator="R&D <b>~x~</b> $1")
@@ -280,7 +388,293 @@ def test_private_addresses_are_refused_by_default():
     assert node.value.value is False
 
 
+# Hosts that are away for a moment
+
+
+@pytest.mark.slow
+def test_a_host_that_comes_late_loses_nothing(tmp_path):
+    """Refused for three seconds, at the settings that scrape.py has."""
+    with Gallery(["127.0.0.1"] * 2, away=(1,)) as gallery:
+        gallery.add(30, hosts=gallery.addresses[1:])
+        timer = threading.Timer(3, gallery.arrive, [1])
+        edits = {"PAUSES": (1, 2, 4), "LEFT_PAUSE": 30}
+        timer.start()
+        assert crawl(tmp_path, gallery, **edits).returncode == 0
+        timer.join()
+        assert len(pictures(tmp_path)) == 30
+
+
+def test_a_host_that_was_left_gets_another_chance(tmp_path):
+    with Gallery(["127.0.0.1"] * 3) as gallery:
+        gallery.add(60, hosts=gallery.addresses[1:])
+        gallery.delay = 0.05
+
+        def leave_for_a_while():
+            wait_for(lambda: len(gallery.times) > 10)
+            gallery.leave(1)
+            time.sleep(2)  # longer than all PAUSES
+            gallery.arrive(1)
+
+        away = threading.Thread(target=leave_for_a_while)
+        away.start()
+        assert crawl(tmp_path, gallery, LEFT_PAUSE=1).returncode == 0
+        away.join()
+        assert len(pictures(tmp_path)) == 60
+
+
+def test_a_host_that_never_answered_gets_one_more_chance(tmp_path, gallery):
+    dead = closed_port()
+    gallery.add(20, hosts=[dead])
+    gallery.add(5, start=100, hosts=[gallery.address])
+    result = crawl(tmp_path, gallery, LEFT_PAUSE=0.5)
+    assert len(pictures(tmp_path)) == 5
+    assert not raw(tmp_path, "failed.jsonl").exists()
+    assert count_of(result.stdout, "host left") == 19
+    assert "unreachable 1" in result.stdout
+
+
+def test_names_that_cannot_be_looked_up_for_a_moment(tmp_path, gallery, monkeypatch):
+    """EAI_AGAIN cannot be had from a server: the look-up is put in other hands."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket, time\n"
+        "real, first = socket.getaddrinfo, []\n"
+        "def getaddrinfo(host, *args, **kwargs):\n"
+        "    if host == 'pictures.example':\n"
+        "        first.append(time.monotonic())\n"
+        "        if time.monotonic() < first[0] + 0.5:\n"
+        "            raise socket.gaierror(socket.EAI_AGAIN, 'Try again')\n"
+        "        host = '127.0.0.1'\n"
+        "    return real(host, *args, **kwargs)\n"
+        "socket.getaddrinfo = getaddrinfo\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    place = gallery.address.replace("127.0.0.1", "pictures.example")
+    gallery.add(30, hosts=[place])
+    assert crawl(tmp_path, gallery, LEFT_PAUSE=30).returncode == 0
+    assert len(pictures(tmp_path)) == 30
+
+
+def test_a_slow_host_does_not_hold_all_threads(tmp_path, gallery):
+    """Its pictures stand first, and never come; the others need not wait for that."""
+    silent = [f"{gallery.addresses[1]}/faults/silent_{number}" for number in range(8)]
+    gallery.items = [{"url": url} for url in silent]
+    gallery.add(30, hosts=[gallery.addresses[2]])
+    settings = {**QUICK, "ENDPOINTS": gallery.endpoints, "REQUEST_TIMEOUT": 60}
+    settings["IMAGE_DEADLINE"] = 60
+    copy = copy_script("scrape.py", tmp_path, **settings)
+    process = subprocess.Popen([sys.executable, copy.name], cwd=tmp_path)
+    wait_for(lambda: len(list(raw(tmp_path).glob("0*"))) == 30)
+    assert process.poll() is None  # it still waits for the first two
+    assert gallery.asked("/faults/silent") == 2
+    process.kill()
+    process.wait()
+
+
+# Our own environment
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("http://:3128", "is no address of a proxy"),
+        ("http://proxy:port", "is no address of a proxy"),
+        ("gopher://proxy:1", "is no address of a proxy"),
+        ("CLOSED", "cannot be reached: Connection refused"),
+        ("http://no-such-host.invalid:3128", "cannot be reached"),
+        ("socks5://127.0.0.1:1080", "pip install pysocks"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used(tmp_path, gallery, monkeypatch, value, words):
+    if value.startswith("socks") and importlib.util.find_spec("socks"):
+        pytest.skip("PySocks is installed")
+    gallery.add(6)
+    if value == "CLOSED":
+        value = closed_port()
+    monkeypatch.setenv("HTTPS_PROXY", value)
+    result = crawl(tmp_path, gallery, MIN_NUM=0)
+    assert result.returncode == 1
+    assert words in result.stderr
+    assert "HTTPS_PROXY" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert gallery.requests == []
+    assert not raw(tmp_path).exists()
+    # It is not asked for anything where NO_PROXY says so.
+    monkeypatch.setenv("NO_PROXY", "*")
+    assert crawl(tmp_path, gallery).returncode == 0
+
+
+def test_a_proxy_that_wants_a_password(tmp_path, gallery, monkeypatch):
+    gallery.pictures["/x"] = make_picture(1)
+    (tmp_path / "urls.txt").write_text("http://web.example/faults/status_407\n")
+    monkeypatch.setenv("HTTP_PROXY", gallery.address)
+    result = crawl(tmp_path, gallery, ENGINES=("urls",))
+    assert result.returncode == 1
+    assert "The proxy wants a password" in result.stderr
+    assert not raw(tmp_path, "failed.jsonl").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no such limit")
+def test_too_few_file_handles(tmp_path, gallery):
+    gallery.add(6)
+    settings = {**QUICK, "ENDPOINTS": gallery.endpoints}
+    copy = copy_script("scrape.py", tmp_path, **settings)
+    command = f"ulimit -n 64; exec {sys.executable} {copy.name}"
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("Only 64 files may be open at once")
+    assert gallery.requests == []
+    assert not raw(tmp_path).exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("end", [">/dev/full", "| true", ">&-"])
+def test_a_stdout_that_is_closed(tmp_path, gallery, end):
+    gallery.add(6)
+    settings = {**QUICK, "ENDPOINTS": gallery.endpoints}
+    copy = copy_script("scrape.py", tmp_path, **settings)
+    command = f"set -o pipefail; sleep 0.2; {sys.executable} {copy.name} {end}"
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True
+    )
+    if end == ">&-":  # nobody wants to see it
+        assert (result.returncode, result.stderr) == (0, "")
+        return
+    assert result.returncode == 1
+    assert result.stderr.startswith("Cannot write to stdout: ")
+    assert result.stderr.count("\n") == 1
+    assert gallery.requests == []
+
+
+def test_in_a_notebook(tmp_path, gallery):
+    """Its stdout is no real stream: it has no `reconfigure` and no number."""
+    gallery.add(6)
+    settings = {**QUICK, "ENDPOINTS": gallery.endpoints}
+    copy = copy_script("scrape.py", tmp_path, **settings)
+    (tmp_path / "notebook.py").write_text(
+        "import io, runpy, sys\n"
+        "class Out(io.TextIOBase):\n"
+        "    def write(self, text):\n"
+        "        return sys.__stdout__.write(text)\n"
+        "sys.stdout = Out()\n"
+        f"runpy.run_path({str(copy)!r}, run_name='__main__')\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "notebook.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "Wrote data/raw: 6 images" in result.stdout
+
+
 # Faults of engines
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "cirrussearch-too-busy-error", "ratelimited", "readonly",
+        "internal_api_error_DBQueryError",
+    ],
+)  # fmt: skip
+def test_a_passing_error_of_the_api_of_commons_passes(tmp_path, gallery, code):
+    gallery.add(60, keyword="a")
+    gallery.add(5, start=100, keyword="b")
+    gallery.modes["commons"] = ["ok", f"error:{code}"]
+    assert crawl(tmp_path, gallery, KEYWORDS=("a", "b")).returncode == 0
+    assert len(pictures(tmp_path)) == 65
+
+
+def test_a_query_that_fails_costs_no_other_one(tmp_path, gallery):
+    long = "マッチョ" * 30
+    for start, word in enumerate(("a", long, "b", "c")):
+        gallery.add(5, start=100 * start, keyword=word)
+    gallery.query_modes["filetype:bitmap b"] = 500
+    words = ("a", long, "b", "c")
+    result = crawl(tmp_path, gallery, KEYWORDS=words)
+    assert result.returncode == 0
+    found = [line["keyword"] for line in read(tmp_path)]
+    assert sorted(set(found)) == ["a", "c"]
+    assert len(found) == 10
+    assert "Search request is longer than the maximum" in result.stdout
+    assert 'commons "b": saved 0' in result.stdout
+    # Of Openverse one licence is out of order.
+    gallery.query_modes["by-nc"] = 503
+    other = tmp_path / "other"
+    other.mkdir()
+    gallery.items = []
+    gallery.add(40)
+    assert crawl(other, gallery, ENGINES=("openverse",)).returncode == 0
+    assert len(pictures(other)) == 35
+
+
+def test_three_queries_that_fail_in_a_row_end_an_engine(tmp_path, gallery):
+    gallery.add(5, keyword="e")
+    for word in "abcd":
+        gallery.query_modes[f"filetype:bitmap {word}"] = 500
+    result = crawl(tmp_path, gallery, KEYWORDS=tuple("abcde"))
+    assert result.returncode == 1
+    assert gallery.asked("/w/api.php") == 3 * 4
+    assert "three queries in a row failed" in result.stderr
+    # A good one in between, and it goes on.
+    gallery.add(5, keyword="x")
+    words = tuple("abxcde")
+    assert crawl(tmp_path, gallery, KEYWORDS=words).returncode == 0
+    assert len(pictures(tmp_path)) == 10
+
+
+@pytest.mark.parametrize("mode", [429, "wait"])
+def test_429_without_retry_after(tmp_path, gallery, mode):
+    gallery.add(90)
+    gallery.modes["openverse"] = ["ok", mode, "ok", mode]
+    result = crawl(tmp_path, gallery, ENGINES=("openverse",), BUSY_PAUSE=1)
+    assert result.returncode == 0
+    assert len(pictures(tmp_path)) == 90
+    pages = gallery.times["/v1/images/"]
+    gaps = [after - before for before, after in itertools.pairwise(pages)]
+    assert sum(gap > 0.9 for gap in gaps) == 2
+
+
+def test_an_image_host_that_says_429_without_a_word(tmp_path, gallery):
+    url = f"{gallery.addresses[1]}/faults/busy_429_3"
+    gallery.items = [{"url": url}]
+    assert crawl(tmp_path, gallery).returncode == 0
+    assert len(pictures(tmp_path)) == 1
+
+
+def test_a_quota_that_a_cache_tells_of_is_not_ours(tmp_path, gallery):
+    gallery.add(90)
+    gallery.modes["openverse"] = ["old quota"] * 20
+    result = crawl(tmp_path, gallery, ENGINES=("openverse",))
+    assert len(pictures(tmp_path)) == 90
+    assert "used up" not in result.stdout
+
+
+def test_answers_of_commons_in_parts(tmp_path, gallery):
+    """`iicontinue` asks for the second part, and must not stick to the next page."""
+    gallery.add(120)
+    gallery.parts = True
+    result = crawl(tmp_path, gallery)
+    assert len(pictures(tmp_path)) == 120
+    assert "unreadable" not in result.stdout
+    assert gallery.asked("/w/api.php") == 6
+
+
+@pytest.mark.parametrize("count", [20, 70])
+def test_the_end_mark_of_bing(tmp_path, gallery, count):
+    gallery.add(count)
+    assert crawl(tmp_path, gallery, ENGINES=("bing",)).returncode == 0
+    assert len(pictures(tmp_path)) == count
+    assert gallery.asked("/images/async") == -(-count // 35)
+
+
+def test_google_is_refused_in_one_line(tmp_path, gallery):
+    result = crawl(tmp_path, gallery, ENGINES=("google",))
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    for word in ("2025", "commons", "openverse", "urls", "bing"):
+        assert word in result.stderr
+    assert gallery.requests == []
 
 
 @pytest.mark.parametrize(
@@ -290,7 +684,9 @@ def test_private_addresses_are_refused_by_default():
         ("commons", "malformed", "unreadable"),
         ("commons", "half", "unreadable"),
         ("commons", "other shape", "unreadable"),
-        ("commons", "error", "refused: its API says: The search is <off>"),
+        ("commons", "error:badvalue", "refused: its API says: The search is <off>"),
+        ("commons", "error:readonly", "refused: its API says: The search is <off>"),
+        ("commons", "error:ratelimited", "refused: its API says: The search is <off>"),
         ("commons", "silent", "unreachable"),
         ("commons", 403, "refused: HTTP 403"),
         ("commons", 500, "refused: HTTP 500"),
@@ -300,15 +696,12 @@ def test_private_addresses_are_refused_by_default():
         ("openverse", "empty", "answered but empty"),
         ("openverse", "half", "unreadable"),
         ("openverse", "other shape", "unreadable"),
-        ("openverse", "error", "unreadable"),
+        ("openverse", "error:", "unreadable"),
         ("openverse", (429, "1"), "HTTP 429"),
         ("bing", "blank", "answered but empty"),
         ("bing", "malformed", "unreadable"),
         ("bing", "other shape", "unreadable"),
-        ("google", "captcha", "refused: it wants a captcha"),
-        ("google", "consent", "refused: it shows its consent page"),
-        ("google", "script", "refused: it wants a browser with JavaScript"),
-        ("google", "malformed", "unreadable"),
+        ("bing", "captcha", "refused: it wants a captcha"),
     ],
 )
 def test_faults_of_engines(tmp_path, gallery, engine, mode, words):
@@ -335,25 +728,21 @@ def test_a_passing_fault_of_an_engine_costs_nothing(tmp_path, gallery, engine):
     assert len(pictures(tmp_path)) == 90
 
 
-@pytest.mark.parametrize("engine", ["bing", "google"])
-def test_addresses_of_any_kind_are_kept_as_they_are(tmp_path, gallery, engine):
+def test_addresses_of_any_kind_are_kept_as_they_are(tmp_path, gallery):
     word, here = "R&D + 50% C#", gallery.addresses[1]
     names = ["plain_1.png?sig=a%2Fb=&w=9", "plain_2.JPEG", "plain_3", "plain_ü.webp"]
     urls = [f"{here}/faults/{name}" for name in names]
     gallery.items = [{"url": url, "keyword": word} for url in urls]
     gallery.add(70, keyword=word)
-    if engine == "bing":
-        thumbnail = f"{here}/faults/plain_9"
-        gallery.items.append({"url": "/x.jpg", "thumbnail": thumbnail, "keyword": word})
-    result = crawl(tmp_path, gallery, ENGINES=(engine,), KEYWORDS=(word,))
+    thumbnail = f"{here}/faults/plain_9"
+    gallery.items.append({"url": "/x.jpg", "thumbnail": thumbnail, "keyword": word})
+    result = crawl(tmp_path, gallery, ENGINES=("bing",), KEYWORDS=(word,))
     assert result.returncode == 0
     saved = {line["url"] for line in read(tmp_path)}
     assert saved == {item["url"] for item in gallery.items}
     assert len(pictures(tmp_path)) == len(gallery.items)
     assert {line["keyword"] for line in read(tmp_path)} == {word}
-    assert "unreachable" not in result.stdout  # nothing of gstatic.com is asked for
-    if engine == "bing":
-        assert "duplicate 0" in result.stdout  # pages do not overlap
+    assert "duplicate 0" in result.stdout  # pages do not overlap
 
 
 def test_an_unreachable_engine_is_left_and_the_next_one_asked(tmp_path, gallery):
@@ -413,7 +802,7 @@ def test_keywords_share_and_a_second_round_takes_the_rest(tmp_path, gallery):
     assert (len(found), found.count("ü")) == (90, 30)
 
 
-@pytest.mark.parametrize("engine", ["commons", "bing", "google"])
+@pytest.mark.parametrize("engine", ["commons", "bing"])
 def test_an_engine_that_repeats_itself_is_left(tmp_path, gallery, engine):
     gallery.add(30)
     gallery.modes[engine] = "repeat"
@@ -460,7 +849,7 @@ def test_budget_and_daily_quota(tmp_path, gallery):
     assert "PAGE_BUDGET" in result.stdout
     gallery.modes["openverse"] = "quota"
     del gallery.requests[:]
-    result = crawl(tmp_path, gallery, ENGINES=("openverse",), PARSER_THREADS=1)
+    result = crawl(tmp_path, gallery, ENGINES=("openverse",))
     assert "today's answers are used up" in result.stdout
     assert gallery.asked("/v1/images/") == 1
 
@@ -490,7 +879,9 @@ def test_licence_filters(tmp_path, gallery):
         (("openverse",), "commercial,modify", 8),
         (("openverse",), "noncommercial,modify", 12),
         (("openverse",), "commercial", 10),
-        (("commons",), "commercial", 16),
+        (("commons",), "commercial", 10),  # BY-NC is not what was asked for
+        (("commons",), "commercial,modify", 8),
+        (("commons",), "noncommercial", 16),
         (("commons",), None, 17),
         (("bing",), "commercial,modify", 17),
     ]:
@@ -510,6 +901,85 @@ def test_licence_filters(tmp_path, gallery):
         path for path, _ in gallery.requests if path.startswith("/images/async")
     )
     assert "qft=%2Bfilterui%3Alicense-L2_L3&" in path + "&"
+
+
+@pytest.mark.parametrize(
+    ("fields", "creator"),
+    [
+        ({"Artist": "John Doe<br>Jane Roe"}, "John Doe Jane Roe"),
+        ({"Attribution": "As I wish", "Artist": "Ann"}, "As I wish"),
+        ({"Artist": "", "Credit": "<i>Own</i> work"}, "Own work"),
+        ({"Artist": "<ul><li>Ann</li><li>Bo</li></ul>"}, "Ann Bo"),
+        ({"Artist": "<style>.a{color:red}</style><b>An</b>n"}, "Ann"),
+        ({"Artist": 'Ann<span style="display: none">creator</span>'}, "Ann"),
+        ({"Artist": '<div>Ann</div><div class="x" hidden>Bo</div>'}, "Ann"),
+        ({"Artist": "Ann creator QS:P170,Q4233718"}, "Ann"),
+        ({"Artist": 'Ann label QS:Len,"Ann the Painter"'}, 'Ann label QS:Len,"Ann the Painter"'),
+        ({"Artist": "<script>alert(1)</script>R&amp;D &lt;3"}, "R&D <3"),
+        ({"Artist": "\x1b[31mAnn\x9b2J \u202eoB\u2066"}, "[31mAnn 2J oB"),
+    ],
+)  # fmt: skip
+def test_the_creator_is_named_as_the_page_does(tmp_path, gallery, fields, creator):
+    gallery.add(1, metadata=fields)
+    assert crawl(tmp_path, gallery).returncode == 0
+    (line,) = read(tmp_path)
+    assert line["creator"] == creator
+
+
+def test_texts_are_bounded_and_cannot_move_the_cursor(tmp_path, gallery):
+    wild = "\x1b]0;pwned\x07\u202e\x9b31m" + "Long " * 20_000
+    gallery.add(1, title=wild, creator=wild, license="by")
+    gallery.modes["commons"] = "error:\x1b[2J"
+    engines = ("commons", "openverse")
+    (tmp_path / "\x1b[31m`x.jpg").write_bytes(b"")
+    result = crawl(tmp_path, gallery, ENGINES=engines, KEYWORDS=("\x1b[5m flex",))
+    assert result.returncode == 0
+    (line,) = read(tmp_path)
+    assert len(line["title"]) == len(line["creator"]) == 500
+    # Another tool's lines are not to be trusted either.
+    raw(tmp_path, "\x1b[31m`9.jpg").write_bytes(make_picture(9))
+    with raw(tmp_path, "manifest.jsonl").open("a") as file:
+        file.write(json.dumps({"file": "\x1b[31m`9.jpg", "title": wild}) + "\n")
+    crawl(tmp_path, gallery, ENGINES=engines, KEYWORDS=("\x1b[5m flex",))
+    text = raw(tmp_path, "CREDITS.md").read_text(encoding="utf-8")
+    texts = (text, result.stdout, result.stderr, line["title"], line["creator"])
+    for each in texts:
+        assert not set(each) & set("\x1b\x07\x9b\u202e")
+    assert len(text) < 5000
+
+
+def test_of_a_jpeg_and_a_tiff_the_jpeg_is_taken(tmp_path, gallery):
+    for number, name in enumerate(("Pose.tif", "Pose.jpg", "Flex.tiff", "Curl.TIF")):
+        gallery.add(1, start=number, file=name)
+    result = crawl(tmp_path, gallery)
+    titles = {line["title"] for line in read(tmp_path)}
+    assert titles == {"Pose.jpg", "Flex.tiff", "Curl.TIF"}
+    assert "left out 2" in result.stdout  # the other one is an SVG
+
+
+def test_licences_are_taken_by_their_words(monkeypatch):
+    scrape = load_script("scrape.py")
+    for license_name, commercial, modify in (
+        ("CC BY 4.0", True, True),
+        ("CC BY-NC-SA 2.0", False, True),
+        ("cc-by-nd-3.0", True, False),
+        ("CC BY-NC-ND 4.0", False, False),
+        ("Non-Commercial use only", False, True),
+        ("Public domain", True, True),
+        ("FAL", True, True),
+        ("Ncurses NDA", True, True),
+        (None, False, False),
+    ):
+        monkeypatch.setattr(scrape, "LICENSE", "commercial")
+        assert scrape.allows(license_name) == commercial
+        monkeypatch.setattr(scrape, "LICENSE", "noncommercial,modify")
+        assert scrape.allows(license_name) == modify
+        monkeypatch.setattr(scrape, "LICENSE", "commercial,modify")
+        assert scrape.allows(license_name) == (commercial and modify)
+        monkeypatch.setattr(scrape, "LICENSE", "noncommercial")
+        assert scrape.allows(license_name) == (license_name is not None)
+        monkeypatch.setattr(scrape, "LICENSE", None)
+        assert scrape.allows(license_name)
 
 
 def test_credits(tmp_path, gallery):
@@ -545,8 +1015,7 @@ def test_manners(tmp_path, gallery):
 def test_pauses_are_kept(tmp_path, gallery):
     gallery.add(60, hosts=gallery.addresses[1:])
     gallery.modes["openverse"] = ["ok", (429, "2")]
-    soon = email.utils.formatdate(time.time() + 3, usegmt=True)
-    gallery.items.append({"url": gallery.address + f"/faults/once_503_{soon}"})
+    gallery.items.append({"url": gallery.address + "/faults/once_503_date"})
     edits = {"ENGINES": ("openverse",), "HOST_DELAY": {"127.0.0.1": 0.2}}
     assert crawl(tmp_path, gallery, **edits, DOWNLOADER_THREADS=1).returncode == 0
     assert len(pictures(tmp_path)) == 61
@@ -567,21 +1036,24 @@ def test_a_host_is_not_asked_at_once_again(tmp_path, gallery):
     assert max(times) - min(times) > 9 * 0.3 - 1
 
 
-def test_delays_of_hosts(gallery):
+def test_delays_of_hosts(monkeypatch):
     scrape = load_script("scrape.py")
-    settings = {"CONTACT": "", "ENDPOINTS": gallery.endpoints, "HOST_CONCURRENCY": 2}
-    settings |= {"HOST_DELAY": {"a.example": 1}, "DEFAULT_DELAY": 0.2}
-    settings |= {"ALLOW_PRIVATE_HOSTS": False}
-    fetcher = scrape.Fetcher(types.SimpleNamespace(**settings))
-    assert fetcher.host("https://upload.wikimedia.org/x").delay == 6
-    assert fetcher.host("https://a.example/x").delay == 1
-    assert fetcher.host("https://b.example/x").delay == 0.2
-    for name, at_once in (("a", 1), ("b", 2)):
-        turns = fetcher.host(f"https://{name}.example/x").turns
-        assert sum(turns.acquire(blocking=False) for _ in range(5)) == at_once
-    settings["CONTACT"] = "me@example.org"
-    fetcher = scrape.Fetcher(types.SimpleNamespace(**settings))
-    assert fetcher.host("https://upload.wikimedia.org/x").delay == 0.2
+    monkeypatch.setattr(scrape, "HOST_DELAY", {"a.example": 1})
+    monkeypatch.setattr(scrape, "DEFAULT_DELAY", 0.2)
+    assert scrape.Host("upload.wikimedia.org").delay == 6
+    assert scrape.Host("a.example").delay == 1
+    assert scrape.Host("b.example").delay == 0.2
+    monkeypatch.setattr(scrape, "CONTACT", "me@example.org")
+    assert scrape.Host("upload.wikimedia.org").delay == 0.2
+
+
+def test_from_a_second_on_one_request_at_a_time(tmp_path, gallery):
+    """HOST_CONCURRENCY is for hosts of short delays (test_manners sees it)."""
+    gallery.add(5, hosts=gallery.addresses[1:2])
+    gallery.delay = 1.2
+    edits = {"DEFAULT_DELAY": 1, "MAX_NUM": 3, "DOWNLOADER_THREADS": 8}
+    assert crawl(tmp_path, gallery, **edits).returncode == 0
+    assert gallery.most_at_once[gallery.addresses[1]] == 1
 
 
 def test_an_empty_contact_is_spoken_of(tmp_path, gallery):
@@ -691,17 +1163,75 @@ def test_a_folder_of_drawn_athletes_is_refused(tmp_path, gallery):
 def test_one_run_at_a_time(tmp_path, gallery):
     pytest.importorskip("fcntl")
     gallery.add(40)
-    gallery.delay = 0.2
-    settings = {**QUICK, "ENDPOINTS": gallery.endpoints}
+    gallery.hold = threading.Event()  # the first run gets no picture until told
+    settings = {**QUICK, "ENDPOINTS": gallery.endpoints, "REQUEST_TIMEOUT": 60}
+    settings["IMAGE_DEADLINE"] = 60
     copy = copy_script("scrape.py", tmp_path, **settings)
     process = subprocess.Popen([sys.executable, copy.name], cwd=tmp_path)
-    wait_for(lambda: list(raw(tmp_path).glob("0*")))
+    wait_for(lambda: gallery.asked("/pictures/") > 0)
     result = crawl(tmp_path, gallery)
     assert process.poll() is None  # the first one is still at work
+    gallery.hold.set()
     assert result.returncode == 1
     assert f"Another scrape.py is at work in {raw(tmp_path)}" in result.stderr
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=60) == 0
     assert len(pictures(tmp_path)) == len(read(tmp_path)) == 40
+
+
+@pytest.mark.parametrize("name", ["EOPNOTSUPP", "ENOLCK"])
+def test_a_folder_that_cannot_be_locked(tmp_path, gallery, name):
+    """As on network drives; a module beside the script stands in for theirs."""
+    fcntl = pytest.importorskip("fcntl")
+    if "fcntl" in sys.builtin_module_names:
+        pytest.skip("no module beside the script could stand in")
+    names = {key: value for key, value in vars(fcntl).items() if type(value) is int}
+    lines = [f"{key} = {value}" for key, value in names.items()]
+    lines += ["import errno, os", "def flock(*unused):"]
+    lines += [f"    raise OSError(errno.{name}, os.strerror(errno.{name}))"]
+    (tmp_path / "fcntl.py").write_text("\n".join(lines))
+    gallery.add(6)
+    result = crawl(tmp_path, gallery)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "cannot be locked" in result.stdout
+    assert len(pictures(tmp_path)) == 6
+
+
+def test_folders_that_do_not_count(tmp_path, gallery):
+    gallery.add(6)
+    for number, name in enumerate((".trash", "@eaDir", "__MACOSX", "sub/@x", "mine")):
+        raw(tmp_path, name).mkdir(parents=True)
+        raw(tmp_path, f"{name}/{number}.jpg").write_bytes(make_picture(100 + number))
+    raw(tmp_path, "._hidden.jpg").write_bytes(make_picture(200))
+    result = crawl(tmp_path, gallery, MAX_NUM=6)
+    assert "1 images in" in result.stdout
+    assert len(pictures(tmp_path)) == 5
+
+
+def test_a_manifest_in_another_encoding_stops(tmp_path, gallery):
+    gallery.add(6)
+    assert crawl(tmp_path, gallery, MAX_NUM=3).returncode == 0
+    path = raw(tmp_path, "manifest.jsonl")
+    text = path.read_text(encoding="utf-8")
+    for data in (text.encode("utf-16"), b"a list\nof mine\n", b"mine"):
+        path.write_bytes(data)
+        result = crawl(tmp_path, gallery)
+        assert result.returncode == 1
+        assert str(path) in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert path.read_bytes().startswith(data)
+        assert len(list(raw(tmp_path).glob("0*"))) == 3
+
+
+def test_lines_that_cannot_be_read_are_counted(tmp_path, gallery):
+    gallery.add(6)
+    assert crawl(tmp_path, gallery, MAX_NUM=3).returncode == 0
+    path = raw(tmp_path, "manifest.jsonl")
+    bad = b'{"file": "\xed\xa0\x80.jpg"}\n{"url": "\\ud800"}\n[1]\n\xff\n'
+    path.write_bytes(bad + path.read_bytes())
+    result = crawl(tmp_path, gallery)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "4 lines of manifest.jsonl could not be read" in result.stdout
+    assert len(list(raw(tmp_path).glob("0*"))) == 6
 
 
 def test_odd_lines_and_names_in_the_folder(tmp_path, gallery):
@@ -783,7 +1313,7 @@ def test_interrupt(tmp_path, gallery):
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert errors.startswith("Stopped.")
+    assert errors.startswith("Stopped: all files are whole")
     assert 'commons "flex": saved' in output
     count = len(pictures(tmp_path))
     assert 10 <= count < 200
@@ -918,7 +1448,7 @@ def test_a_terminal_gets_a_live_line(tmp_path, gallery):
 def test_settings_are_checked_first(tmp_path, gallery, name, value):
     result = crawl(tmp_path, gallery, **{name: value})
     assert result.returncode == 1
-    assert result.stderr.startswith(f"{name} is {value!r}.")
+    assert result.stderr.startswith(f"{name} = {value!r}: expected ")
     assert result.stderr.count("\n") == 1
     assert not raw(tmp_path).exists()
     assert gallery.requests == []
