@@ -1283,20 +1283,23 @@ class Folder:
         path = self.path / name
         if not path.exists():
             return
-        data = path.read_bytes()
-        if b"\0" in data[:1000]:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(1000)
+            file.seek(max(0, size - 1_000_000))  # no line of ours is as long
+            torn = file.read().rpartition(b"\n")[2]
+        if b"\0" in head:
             raise SetupFailure(
                 f"Cannot read {path}: expected JSON lines in UTF-8, not UTF-16. "
                 "Save it in UTF-8, or move it away."
             )
-        torn = data.rpartition(b"\n")[2]
         if not torn:
             return
         try:
             json.loads(torn)
         except ValueError:
             if torn.startswith(b"{"):
-                os.truncate(path, len(data) - len(torn))
+                os.truncate(path, size - len(torn))
                 return
         with path.open("ab") as file:
             file.write(b"\n")  # it is whole: only its end was missing
@@ -1312,7 +1315,7 @@ class Folder:
             for line in file:
                 try:
                     entry = json.loads(line.decode("utf-8"))
-                    if b"\\u" in line:  # half a surrogate cannot be written again
+                    if b"\\ud" in line.lower():  # half a letter cannot be written again
                         json.dumps(entry, ensure_ascii=False).encode()
                     if not isinstance(entry, dict):
                         raise ValueError("no object")
@@ -1350,9 +1353,12 @@ class Folder:
 
     def learn_addresses(self, entry):
         """Note the addresses of an entry as known."""
-        for key in ("url", "final_url"):
-            if key in entry:
-                self.known.add(usual_form(str(entry[key])))
+        address = entry.get("url")
+        final = entry.get("final_url")
+        if address is not None:
+            self.known.add(usual_form(str(address)))
+        if final is not None and final != address:
+            self.known.add(usual_form(str(final)))
 
     def finish_parts(self):
         """Name the files that a kill left unnamed, after their line was written."""
