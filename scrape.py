@@ -1967,10 +1967,10 @@ def collect(engines, out_dir):
             crawl_all(searches, folder, live)
     finally:
         session.halt.set()
+        folder.close()
         for search in searches:
             if search.seconds or search.listed:
                 say(search.summary())
-        folder.close()
     return folder, searches
 
 
@@ -2034,12 +2034,13 @@ def stop(error, path):
         path: what was most likely being written then.
     """
     try:
-        sys.stdout.flush()  # what a full disk or a closed pipe refused is still there
+        print(flush=True)  # unbuffered, what was refused is gone: does it take a line?
     except (OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
         sys.exit(f"Cannot write to stdout: {error.strerror}. Mend it and run again.")
     name = Path(error.filename or path).resolve()
+    name = name.with_name(name.name.removeprefix(f".{os.getpid()}-"))  # of replacing()
     sys.exit(f"Cannot write {name}: {error.strerror or error}. Mend it and run again.")
 
 

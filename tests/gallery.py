@@ -42,7 +42,7 @@ ENGINES = {
     "/v1/images/": "openverse",
     "/images/async": "bing",
 }
-LICENSES = "by by-sa by-nc by-nc-sa by-nd by-nc-nd cc0 pdm".split()
+LICENSES = ["by", "by-sa", "by-nc", "by-nc-sa", "by-nd", "by-nc-nd", "cc0", "pdm"]
 
 
 def address_of(server):
@@ -256,26 +256,16 @@ class Gallery:
         in its text how long; "captcha".
         """
         headers = {}
-        if mode == "old quota":
-            headers["Age"] = "86"
-        if mode == "wait":
-            body = (
-                b'{"detail":"Request was throttled. Expected available in 1 second."}'
-            )
-            return send(handler, body, 429, "application/json")
         if engine == "openverse":
-            headers |= {
-                "x-ratelimit-limit-anon_burst": "20/min",
-                "x-ratelimit-available-anon_burst": "19",
-                "x-ratelimit-limit-anon_sustained": "200/day",
-                "x-ratelimit-available-anon_sustained": "0"
-                if mode in ("quota", "old quota")
-                else "199",
-            }
+            headers = quota_headers(mode)
         if isinstance(mode, tuple):
             mode, headers["Retry-After"] = mode
-        if isinstance(mode, int):
-            body = b'{"detail":"Request was throttled."}'
+        if isinstance(mode, int) or mode == "wait":
+            text = "Request was throttled."
+            if mode == "wait":
+                mode = 429
+                text += " Expected available in 1 second."
+            body = json.dumps({"detail": text}).encode()
             return send(handler, body, mode, "application/json", headers)
         if mode == "silent":
             return self.closing.wait(120)
@@ -284,22 +274,43 @@ class Gallery:
         items = self.listed(engine, keyword.removeprefix("filetype:bitmap "))
         if mode == "empty":
             items = []
-        status, kind, body = globals()[f"{engine}_page"](
-            self, items, query, mode, headers
-        )
-        if mode == "half":
-            body = body[: len(body) // 2]
-        if mode == "malformed":
-            body = b"\x00<<<{]"
-        if mode == "other shape":
-            body = (
-                b'{"hello": ["world"]}' if kind == "application/json" else b"<p>Hello"
-            )
-        if mode == "blank":
-            body = b""
+        pages = {"commons": commons_page, "openverse": openverse_page}
+        page = pages.get(engine, bing_page)
+        status, kind, body = page(self, items, query, mode)
         if mode == "short":
             return stream(self, handler, body, times=1, length=len(body) + 9)
-        send(handler, body, status, kind, headers)
+        send(handler, spoil(body, kind, mode), status, kind, headers)
+
+
+def quota_headers(mode):
+    """Return the headers by which Openverse tells how often one may still ask."""
+    left = "199"
+    if mode in ("quota", "old quota"):
+        left = "0"
+    headers = {
+        "x-ratelimit-limit-anon_burst": "20/min",
+        "x-ratelimit-available-anon_burst": "19",
+        "x-ratelimit-limit-anon_sustained": "200/day",
+        "x-ratelimit-available-anon_sustained": left,
+    }
+    if mode == "old quota":
+        headers["Age"] = "86"
+    return headers
+
+
+def spoil(body, kind, mode):
+    """Return the body of a page as a mode wants it."""
+    if mode == "half":
+        return body[: len(body) // 2]
+    if mode == "malformed":
+        return b"\x00<<<{]"
+    if mode == "other shape" and kind == "application/json":
+        return b'{"hello": ["world"]}'
+    if mode == "other shape":
+        return b"<p>Hello"
+    if mode == "blank":
+        return b""
+    return body
 
 
 def send(handler, body, status=200, kind="text/plain", headers=None):
@@ -316,63 +327,35 @@ def send(handler, body, status=200, kind="text/plain", headers=None):
 # The engines: each returns status, content type and body of a page of results.
 
 
-def commons_page(gallery, items, query, mode, headers):
+def commons_page(gallery, items, query, mode):
     """Answer like the search of Wikimedia Commons."""
-    kind = "application/json"
     size = len(query["gsrsearch"].encode())
     if size > 300:
-        info = f"Search request is longer than the maximum allowed length. (Actual: {size}; allowed: 300)"  # noqa: E501
+        info = "Search request is longer than the maximum allowed length."
+        info += f" (Actual: {size}; allowed: 300)"
         return commons_error("cirrussearch-query-too-long", info)
     if str(mode).startswith("error:"):
         return commons_error(mode.removeprefix("error:"), "The search is &lt;off&gt;.")
     start, limit = int(query.get("gsroffset", 0)), int(query["gsrlimit"])
     if query.get("iicontinue", str(start)) != str(start):
         return commons_error("badcontinue", "Invalid continue param.")
+    first = start
     if mode == "repeat":
-        start = 0
+        first = 0
     pages = []
-    for index, item in enumerate(items[start : start + limit], start + 1):
-        mark = "&" if "?" in item["url"] else "?"
-        mark += "utm_source=commons.wikimedia.org&utm_campaign=imageinfo"
-        license = item["license"].upper().replace("PDM", "Public domain")
-        license = license if license[0] in "CP" else f"CC {license} 4.0"
-        about = {
-            "LicenseShortName": {"value": license, "source": "commons-desc-page"},
-            "LicenseUrl": {"value": f"https://licenses.example/{item['license']}"},
-            "Artist": {
-                "value": f"<a href='//x'>{item.get('creator', 'Ann &amp; Bo')}</a>"
-            },
-        }
-        about |= {
-            name: {"value": value, "source": "commons-desc-page"}
-            for name, value in item.get("metadata", {}).items()
-        }
-        asked = query["iiextmetadatafilter"].split("|")
-        about = {name: value for name, value in about.items() if name in asked}
-        info = {
-            "size": 1, "width": 1600, "height": 1600, "mime": "image/jpeg",
-            "thumburl": item["url"] + mark, "thumbwidth": 960, "thumbheight": 960,
-            "url": item.get("thumbnail", item["url"]) + mark,
-            "descriptionurl": item.get("page", f"https://pages.example/{item['number']}"),
-            "extmetadata": {} if item.get("bare") else about,
-        }  # fmt: skip
-        title = item.get(
-            "file", f"{item.get('title', 'Athlete %d' % item['number'])}.jpg"
-        )
-        page = {"pageid": item["number"], "ns": 6, "title": f"File:{title}"}
-        page["index"] = index
+    for index, item in enumerate(items[first : first + limit], first + 1):
+        page = commons_entry(item, index, query)
         in_second_part = index % 2 == 0
-        if not gallery.parts or in_second_part == ("iicontinue" in query):
-            page["imageinfo"] = [info]
+        if gallery.parts and in_second_part != ("iicontinue" in query):
+            del page["imageinfo"]
         pages.append(page)
-    if pages and start == 0:
+    if pages and first == 0:
         drawing = {"mime": "image/svg+xml", "url": f"{gallery.address}/faults/svg"}
         page = {"pageid": 10**6, "ns": 6, "title": "File:Drawing.svg", "index": 0}
         pages.append({**page, "imageinfo": [{**drawing, "extmetadata": {}}]})
     if mode == "odd":
-        pages.insert(
-            0, {"pageid": -1, "ns": 6, "title": "File:Missing.jpg", "missing": 1}
-        )
+        page = {"pageid": -1, "ns": 6, "title": "File:Missing.jpg", "missing": 1}
+        pages.insert(0, page)
     random.Random(start).shuffle(pages)
     answer = {"batchcomplete": True}
     if pages:
@@ -382,15 +365,42 @@ def commons_page(gallery, items, query, mode, headers):
         answer["continue"] = {"iicontinue": str(start), "continue": "gsroffset||"}
         if start:
             answer["continue"]["gsroffset"] = start
-        return 200, kind, json.dumps(answer).encode()
-    if mode == "repeat" or start + limit < len(items):
-        offset = (
-            start + limit
-            if mode != "repeat"
-            else int(query.get("gsroffset", 0)) + limit
-        )
-        answer["continue"] = {"gsroffset": offset, "continue": "gsroffset||"}
-    return 200, kind, json.dumps(answer).encode()
+    elif mode == "repeat" or start + limit < len(items):
+        answer["continue"] = {"gsroffset": start + limit, "continue": "gsroffset||"}
+    return 200, "application/json", json.dumps(answer).encode()
+
+
+def commons_entry(item, index, query):
+    """Return the entry of Commons about an item."""
+    mark = "?"
+    if "?" in item["url"]:
+        mark = "&"
+    mark += "utm_source=commons.wikimedia.org&utm_campaign=imageinfo"
+    names = {"cc0": "CC0", "pdm": "Public domain"}
+    name = names.get(item["license"], f"CC {item['license'].upper()} 4.0")
+    artist = f"<a href='//x'>{item.get('creator', 'Ann &amp; Bo')}</a>"
+    values = {
+        "LicenseShortName": name,
+        "LicenseUrl": f"https://licenses.example/{item['license']}",
+        "Artist": artist,
+        **item.get("metadata", {}),
+    }
+    about = {}
+    for field in query["iiextmetadatafilter"].split("|"):
+        if field in values and not item.get("bare"):
+            about[field] = {"value": values[field], "source": "commons-desc-page"}
+    info = {
+        "size": 1, "width": 1600, "height": 1600, "mime": "image/jpeg",
+        "thumburl": item["url"] + mark, "thumbwidth": 960, "thumbheight": 960,
+        "url": item.get("thumbnail", item["url"]) + mark,
+        "descriptionurl": item.get("page", f"https://pages.example/{item['number']}"),
+        "extmetadata": about,
+    }  # fmt: skip
+    title = item.get("title", f"Athlete {item['number']}")
+    return {
+        "pageid": item["number"], "ns": 6, "index": index,
+        "title": f"File:{item.get('file', title + '.jpg')}", "imageinfo": [info],
+    }  # fmt: skip
 
 
 def commons_error(code, info):
@@ -400,7 +410,7 @@ def commons_error(code, info):
     return 200, "application/json", body
 
 
-def openverse_page(gallery, items, query, mode, headers):
+def openverse_page(gallery, items, query, mode):
     """Answer like the image search of Openverse to someone without a key."""
     kind = "application/json"
     number, size = int(query.get("page", 1)), int(query.get("page_size", 20))
@@ -435,7 +445,7 @@ def openverse_page(gallery, items, query, mode, headers):
     return 200, kind, json.dumps(answer).encode()
 
 
-def bing_page(gallery, items, query, mode, headers):
+def bing_page(gallery, items, query, mode):
     """Answer like Bing's endless scroll. The end is marked, or an empty body."""
     if mode == "captcha":
         body = b"<div class='captcha_text'>Please solve the challenge below</div>"
