@@ -144,14 +144,34 @@ class Passing(PictureFailure):
     Args:
         wait: seconds that the server asked for, or None.
         whole_host: the pause is for all that is wanted from the host.
-        silent: it took all the time that we give, so that trying often is dear.
     """
 
-    def __init__(self, kind, reason="", wait=None, whole_host=True, silent=False):
+    silent = False  # whether it took all the time that we give
+
+    def __init__(self, kind, reason="", wait=None, whole_host=True):
         super().__init__(kind, reason)
         self.wait = wait
         self.whole_host = whole_host
+
+
+class Unreachable(Passing):
+    """No connection, or one that was silent or broke off before an answer."""
+
+    def __init__(self, reason, silent=False):
+        super().__init__("unreachable", reason)
         self.silent = silent
+
+
+class Busy(Passing):
+    """A server has no time for us: HTTP 429, or a fault of its own."""
+
+    def __init__(self, status, reason="", wait=None, whole_host=True):
+        super().__init__(f"HTTP {status}", reason, wait, whole_host)
+        self.status = status
+
+
+class EmptyPage(Passing):
+    """A page of results without a word: the end, or an engine's whim."""
 
 
 class QueryFailure(Failure):
@@ -355,24 +375,27 @@ class Engine:
         except PictureFailure as failure:
             if failure.final:  # we refuse to ask there
                 raise EngineFailure("refused", str(failure)) from None
-            raise Passing("unreachable", str(failure), silent=True) from None
+            raise Unreachable(str(failure), silent=True) from None
 
     def give_up(self, session, failure):
         """Say what a failure means that did not pass: for the query or the engine."""
-        if failure.kind == "empty":
+        if isinstance(failure, EmptyPage):
             return [], None
-        if failure.kind == "HTTP 429" or (failure.wait or 0) > 60:
+        if failure.wait is not None and failure.wait > 60:
             raise EngineFailure("refused", str(failure))
-        if failure.kind.startswith("HTTP"):
+        if isinstance(failure, Busy):
+            if failure.status == 429:
+                raise EngineFailure("refused", str(failure))
             raise QueryFailure("refused", str(failure))
-        if failure.kind == "unreachable" and not self.heard:
+        if isinstance(failure, Unreachable) and not self.heard:
+            # Another engine of the same host need not find out by itself.
             host = session.host(ENDPOINTS[self.name])
             host.gone = True
             host.reason = str(failure)
             raise EngineFailure("unreachable", str(failure))
-        if failure.kind == "broken":
-            raise QueryFailure("unreadable", str(failure))
-        raise QueryFailure(failure.kind, str(failure))
+        if isinstance(failure, Unreachable):
+            raise QueryFailure("unreachable", str(failure))
+        raise QueryFailure("unreadable", str(failure))
 
     def note_query(self, failure=None):
         """Count the queries that fail in a row: after three the engine is left."""
@@ -451,10 +474,10 @@ class Commons(Engine):
         code = str(error.get("code"))
         reason = f"its API says: {plain(error.get('info')) or code}"
         if code == "ratelimited":
-            raise Passing("HTTP 429", reason, answer.retry_after() or BUSY_PAUSE)
+            raise Busy(429, reason, answer.retry_after() or BUSY_PAUSE)
         busy = ("cirrussearch-too-busy-error", "cirrussearch-backend-error")
         if code in (*busy, "readonly", "maxlag") or code.startswith("internal_api_"):
-            raise Passing("refused", reason, answer.retry_after())
+            raise Busy(503, reason, answer.retry_after())
         raise QueryFailure("refused", reason)
 
     def drop_copies(self, items):
@@ -577,7 +600,7 @@ class Bing(Engine):
 
     def read(self, page, answer):
         if not answer.body.strip():  # the end, but now and then by chance
-            raise Passing("empty", "an empty page", wait=0)
+            raise EmptyPage("empty", wait=0)
         soup = bs4.BeautifulSoup(answer.body, "lxml")
         links = soup.select("a.iusc[m]")
         end = soup.select_one('[data-nexturl=""]') is not None
@@ -672,10 +695,12 @@ def make_engines():
 # ----------------------------------------------------------------------------
 # Asking a server: from public addresses only, within a time, with manners
 # ----------------------------------------------------------------------------
-# What Python calls global and what is still not for us: addresses that hold another
-# one (IPv4 in IPv6), what a provider serves to its own machines, reserved ranges.
 def not_for_us():
-    """Return the networks that are refused although Python calls them global."""
+    """Return the networks that are refused although Python calls them global.
+
+    They hold IPv4 addresses in IPv6 ones, or are what a provider serves to its own
+    machines, or are reserved.
+    """
     networks = (
         "::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/23",
         "fec0::/10", "192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32",
@@ -782,8 +807,14 @@ class Guarded:
         return connection
 
     def request(self, *args, **kwargs):
-        if self.handle is not None:  # a connection that was kept
-            transfers.deadline.watch(self.handle)
+        if self.handle is None:
+            self.connect()
+        if self.handle is None:  # fail closed: nobody has looked where it leads
+            raise SetupFailure(
+                f"urllib3 {urllib3.__version__} connects in a way that scrape.py does "
+                "not know. Install the version that requirements.txt names."
+            )
+        transfers.deadline.watch(self.handle)  # it may be one that was kept
         return super().request(*args, **kwargs)
 
     def close(self):
@@ -1087,6 +1118,9 @@ def explain(error, request, response):
     if isinstance(error, urllib3.exceptions.DecodeError):
         reason = "its Content-Encoding cannot be undone"
         raise PictureFailure("broken", reason, doubtful=True) from None
+    if isinstance(error, requests.exceptions.InvalidURL):  # a name that cannot be one
+        reason = f"no web address: {error}"
+        raise PictureFailure("refused", reason, final=True) from None
     if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
         raise SetupFailure(f"Cannot ask any server: {error}. Mend it and run again.")
     bottom = error
@@ -1106,7 +1140,7 @@ def explain(error, request, response):
             raise_proxy_password()
         reason = f"by the proxy: {reason}"
     name = urllib.parse.urlsplit(request.url).hostname
-    raise Passing("unreachable", f"{name}: {reason}", silent=silent) from None
+    raise Unreachable(f"{name}: {reason}", silent) from None
 
 
 def raise_proxy_password():
@@ -1127,7 +1161,7 @@ def check_status(answer):
     if status == 429 and wait is None:
         wait = BUSY_PAUSE
     whole_host = status in (429, 503) or wait is not None
-    raise Passing(f"HTTP {status}", wait=wait, whole_host=whole_host)
+    raise Busy(status, wait=wait, whole_host=whole_host)
 
 
 # ----------------------------------------------------------------------------
@@ -1136,8 +1170,9 @@ def check_status(answer):
 looking = threading.Lock()  # one picture at a time is unpacked: memory
 
 
-def inspect(body):
-    """Return (extension, width, height) of the bytes of a picture that is fit."""
+def inspect(answer):
+    """Return (extension, width, height) of an Answer that is a picture fit for us."""
+    body = answer.body
     endings = {
         "JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp",
         "TIFF": "tif", "AVIF": "avif",
@@ -1163,7 +1198,9 @@ def inspect(body):
             reason += ": a web page"
         elif not isinstance(error, Image.UnidentifiedImageError):  # it names an object
             reason += f": {error}"
-        raise PictureFailure("broken", reason, final=True) from None
+        # Otherwise the end may be missing, or it is packed in a way that is new to us.
+        final = answer.whole and answer.readable
+        raise PictureFailure("broken", reason, final, doubtful=not final) from None
     size = f"{width} x {height} pixels"
     if width * height > MAX_PIXELS:
         raise PictureFailure("refused", size, final=True)
@@ -1587,16 +1624,24 @@ class DownloadQueue:
         with self.session.changed:
             while True:
                 now = time.monotonic()
-                for place, download in enumerate(self.waiting):
-                    host = download.host
-                    if host.gone or (now >= download.start and host.is_free(now)):
-                        host.begin(now)
-                        self.under_way += 1
-                        self.last_get = now
-                        return self.waiting.pop(place)
-                if now >= until or self.session.halt.is_set():
+                if not self.session.halt.is_set():
+                    download = self.take_ready(now)
+                    if download is not None:
+                        return download
+                if now >= until:
                     raise queue.Empty
                 self.session.changed.wait(min(0.02, until - now))
+
+    def take_ready(self, now):
+        """Return the first download that may be made now, or None."""
+        for place, download in enumerate(self.waiting):
+            host = download.host
+            if host.gone or (now >= download.start and host.is_free(now)):
+                host.begin(now)
+                self.under_way += 1
+                self.last_get = now
+                return self.waiting.pop(place)
+        return None
 
     def task_done(self):
         with self.session.changed:
@@ -1615,6 +1660,18 @@ class DownloadQueue:
             if stuck:
                 limit = 1000
             return waiting < limit and len(self.waiting) < 1000
+
+    def hurry(self):
+        """Give hosts that never answered their last chance now, if all else is done."""
+        with self.session.changed:
+            if self.under_way:
+                return
+            for download in self.waiting:
+                if not download.host.is_left():
+                    return
+            for download in self.waiting:
+                if not download.host.answered:
+                    download.host.start = 0.0
 
     def is_over(self, patient):
         """Return whether nothing is left to do.
@@ -1846,13 +1903,7 @@ class PictureDownloader(icrawler.Downloader):
         if re.search("no(image)?ai", robots):
             reason = "X-Robots-Tag forbids it"
             raise PictureFailure("noai", reason, final=True, other_address=False)
-        try:
-            ending, width, height = inspect(answer.body)
-        except PictureFailure as failure:
-            if failure.kind == "broken" and not (answer.whole and answer.readable):
-                # Nobody can say whether the end is missing, or what it is.
-                raise PictureFailure("broken", str(failure), doubtful=True) from None
-            raise
+        ending, width, height = inspect(answer)
         entry = {"url": task["file_url"], "final_url": answer.url}
         for name in (
             "page_url", "title", "creator", "license", "license_url", "attribution",
@@ -1906,12 +1957,17 @@ class SearchCrawler(icrawler.Crawler):
         name = rich.markup.escape(f"{search.engine.name} {search.keyword or 'list'}")
         begun = time.monotonic()
         halt.clear()
+        search.downloads.last_get = begun
         self.signal.reset()
         self.parser.start()
         self.downloader.start(max_num=0, queue_timeout=0.1)
         try:
             while self.parser.is_alive() or self.downloader.is_alive():
-                over = not self.parser.is_alive() and search.downloads.is_over(patient)
+                over = False
+                if not self.parser.is_alive():
+                    over = search.downloads.is_over(patient)
+                    if patient:
+                        search.downloads.hurry()
                 self.signal.set(parser_exited=over, reach_max_num=halt.is_set())
                 count = len(search.folder.names)
                 text = f"{name} {count}/{MAX_NUM}"

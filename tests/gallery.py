@@ -329,16 +329,10 @@ def send(handler, body, status=200, kind="text/plain", headers=None):
 
 def commons_page(gallery, items, query, mode):
     """Answer like the search of Wikimedia Commons."""
-    size = len(query["gsrsearch"].encode())
-    if size > 300:
-        info = "Search request is longer than the maximum allowed length."
-        info += f" (Actual: {size}; allowed: 300)"
-        return commons_error("cirrussearch-query-too-long", info)
-    if str(mode).startswith("error:"):
-        return commons_error(mode.removeprefix("error:"), "The search is &lt;off&gt;.")
     start, limit = int(query.get("gsroffset", 0)), int(query["gsrlimit"])
-    if query.get("iicontinue", str(start)) != str(start):
-        return commons_error("badcontinue", "Invalid continue param.")
+    error = commons_refusal(query, mode, start)
+    if error is not None:
+        return error
     first = start
     if mode == "repeat":
         first = 0
@@ -350,9 +344,7 @@ def commons_page(gallery, items, query, mode):
             del page["imageinfo"]
         pages.append(page)
     if pages and first == 0:
-        drawing = {"mime": "image/svg+xml", "url": f"{gallery.address}/faults/svg"}
-        page = {"pageid": 10**6, "ns": 6, "title": "File:Drawing.svg", "index": 0}
-        pages.append({**page, "imageinfo": [{**drawing, "extmetadata": {}}]})
+        pages.append(drawing_entry(gallery))
     if mode == "odd":
         page = {"pageid": -1, "ns": 6, "title": "File:Missing.jpg", "missing": 1}
         pages.insert(0, page)
@@ -360,14 +352,22 @@ def commons_page(gallery, items, query, mode):
     answer = {"batchcomplete": True}
     if pages:
         answer["query"] = {"pages": pages}
+    more = start + limit < len(items) or mode == "repeat"
     if pages and gallery.parts and "iicontinue" not in query:
         del answer["batchcomplete"]
         answer["continue"] = {"iicontinue": str(start), "continue": "gsroffset||"}
-        if start:
-            answer["continue"]["gsroffset"] = start
-    elif mode == "repeat" or start + limit < len(items):
+        answer["continue"]["gsroffset"] = start
+    elif more:
         answer["continue"] = {"gsroffset": start + limit, "continue": "gsroffset||"}
     return 200, "application/json", json.dumps(answer).encode()
+
+
+def drawing_entry(gallery):
+    """Return the entry of Commons about a drawing, which is no photograph."""
+    info = {"mime": "image/svg+xml", "url": f"{gallery.address}/faults/svg"}
+    info["extmetadata"] = {}
+    page = {"pageid": 10**6, "ns": 6, "title": "File:Drawing.svg", "index": 0}
+    return {**page, "imageinfo": [info]}
 
 
 def commons_entry(item, index, query):
@@ -401,6 +401,20 @@ def commons_entry(item, index, query):
         "pageid": item["number"], "ns": 6, "index": index,
         "title": f"File:{item.get('file', title + '.jpg')}", "imageinfo": [info],
     }  # fmt: skip
+
+
+def commons_refusal(query, mode, start):
+    """Return the error with which Commons answers, or None."""
+    size = len(query["gsrsearch"].encode())
+    if size > 300:
+        info = "Search request is longer than the maximum allowed length."
+        info += f" (Actual: {size}; allowed: 300)"
+        return commons_error("cirrussearch-query-too-long", info)
+    if str(mode).startswith("error:"):
+        return commons_error(mode.removeprefix("error:"), "The search is &lt;off&gt;.")
+    if query.get("iicontinue", str(start)) != str(start):
+        return commons_error("badcontinue", "Invalid continue param.")
+    return None
 
 
 def commons_error(code, info):

@@ -35,7 +35,7 @@ QUICK = {
     "ALLOW_PRIVATE_HOSTS": True,
     "MAX_BYTES": 2_000_000,
     "REQUEST_TIMEOUT": 2,
-    "IMAGE_DEADLINE": 2,
+    "IMAGE_DEADLINE": 3,
     "PAGE_TIMEOUT": 5,
     "PAUSES": (0.1, 0.2, 0.4),
     "BUSY_PAUSE": 0.3,
@@ -94,6 +94,21 @@ def count_of(summary, kind):
     """Return how many of a kind a line of the summary counts."""
     found = re.search(f"{kind} ([0-9]+),", summary)
     return int(found[1]) if found else 0
+
+
+def peak_memory(script):
+    """Run a script in its folder and return the MiB of memory that it took at most."""
+    code = (
+        "import re, runpy\n"
+        f"runpy.run_path({script.name!r}, run_name='__main__')\n"
+        "text = open('/proc/self/status').read()\n"
+        "print('peak', re.search('VmHWM:[^0-9]*([0-9]+) kB', text)[1])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=script.parent, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    return int(result.stdout.rpartition("peak ")[2]) / 1024
 
 
 def closed_port():
@@ -346,6 +361,29 @@ def test_pictures_of_other_kinds_and_bombs(tmp_path, gallery):
         assert reasons[f"kind_{name}"] == f"of a kind we do not take ({word})"
     assert reasons["scans_2500"] == "a JPEG of more than 500 scans"
     assert reasons["empty"] == "not a whole picture"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="asks Linux")
+def test_one_picture_at_a_time_is_unpacked(tmp_path, gallery):
+    """Four of 49 megapixels take no more memory than one of them."""
+    file = io.BytesIO()
+    Image.new("RGB", (7000, 7000), "grey").save(file, "WEBP", quality=1, method=0)
+    peaks = []
+    for count in (1, 4):
+        gallery.items = []
+        for number in range(count):
+            path = f"/large_{number}"
+            gallery.pictures[path] = file.getvalue() + bytes(number)
+            gallery.items.append({"url": gallery.addresses[number] + path})
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        edits = {"ENDPOINTS": gallery.endpoints, "IMAGE_DEADLINE": 60}
+        peaks.append(
+            peak_memory(copy_script("scrape.py", folder, **{**QUICK, **edits}))
+        )
+        assert len(pictures(folder)) == count
+    assert peaks[1] < 1.4 * peaks[0]
 
 
 def test_what_may_be_our_own_slowness_gets_a_second_run(tmp_path, gallery):
@@ -1221,6 +1259,28 @@ def test_a_manifest_in_another_encoding_stops(tmp_path, gallery):
         assert result.stderr.count("\n") == 1
         assert path.read_bytes().startswith(data)
         assert len(list(raw(tmp_path).glob("0*"))) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="asks Linux")
+def test_the_memory_of_a_long_manifest(tmp_path, gallery):
+    gallery.modes["commons"] = "empty"
+    raw(tmp_path).mkdir(parents=True)
+    with raw(tmp_path, "manifest.jsonl").open("w") as file:
+        for number in range(100_000):
+            url = f"https://upload.example/commons/a/ab/Body_%28{number}%29.jpg"
+            entry = {
+                "file": f"{number + 1:06d}.jpg",
+                "url": url,
+                "final_url": url + "x",
+            }
+            for name in ("page_url", "title", "creator", "license_url", "attribution"):
+                entry[name] = f"https://pages.example/{name}/{number}/" + "x" * 60
+            entry["sha256"] = hashlib.sha256(url.encode()).hexdigest()
+            file.write(json.dumps(entry) + "\n")
+    edits = {"MIN_NUM": 0, "ENDPOINTS": gallery.endpoints}
+    copy = copy_script("scrape.py", tmp_path, **{**QUICK, **edits})
+    assert peak_memory(copy) < 300
 
 
 def test_lines_that_cannot_be_read_are_counted(tmp_path, gallery):
