@@ -116,6 +116,7 @@ class Failure(Exception):
     """
 
     def __init__(self, kind, reason=""):
+        # Servers have a hand in these texts, and they are printed.
         super().__init__(clean(reason or kind))
         self.kind = kind
 
@@ -195,7 +196,7 @@ class Stopped(Exception):
 # ----------------------------------------------------------------------------
 def clean(text):
     """Return text on one line that is safe to print, of MAX_TEXT letters at most."""
-    text = str(text)[: 100 * MAX_TEXT]
+    text = str(text)[: 100 * MAX_TEXT]  # a page can send megabytes
     if not text.isprintable():
         kept = []
         for letter in text:
@@ -210,6 +211,7 @@ def clean(text):
         text = "".join(kept)
     text = " ".join(text.split())
     if len(text) > MAX_TEXT:
+        # The mark shows that something is missing, for example of a list of authors.
         text = text[: MAX_TEXT - 1] + "…"
     return text
 
@@ -235,6 +237,7 @@ def plain(markup):
             "br", "p", "div", "li", "ul", "ol", "dl", "dt", "dd", "table", "tr", "td",
             "th", "h1", "h2", "h3", "h4", "h5", "h6", "hr",
         )  # fmt: skip
+        # Without these spaces two people run into one: John DoeJane Roe.
         for tag in soup.find_all(blocks):
             tag.insert_before(" ")
             tag.insert_after(" ")
@@ -260,6 +263,7 @@ def allows(license_name):
     if not license_name:
         return False
     name = license_name.upper()
+    # NC and ND stand alone in CC BY-NC-ND 4.0, and inside Ncurses they mean nothing.
     words = re.split("[^A-Z]+", name)
     letters = re.sub("[^A-Z]", "", name)
     noncommercial = "NC" in words or "NONCOMMERCIAL" in letters
@@ -326,18 +330,21 @@ class Engine:
 
     def ask(self, session, page):
         """Return (tasks, next page or None); ask again where it may help."""
-        for number in range(len(PAUSES) + 1):
+        for pause in (*PAUSES, None):
             try:
                 return self.ask_once(session, page)
             except Passing as failure:
                 last = failure
-            wait = last.wait
-            if wait is None:
-                wait = PAUSES[min(number, len(PAUSES) - 1)]
-            hopeless = last.silent and not self.heard
-            if hopeless or wait > 60 or number == len(PAUSES):
+            if pause is None:  # that was the last try
                 break
-            session.pause(ENDPOINTS[self.name], wait)
+            # One that was silent from the start would cost as much time each time.
+            if last.silent and not self.heard:
+                break
+            if last.wait is not None:
+                pause = last.wait  # noqa: PLW2901
+            if pause > 60:
+                break
+            session.pause(ENDPOINTS[self.name], pause)
         return self.give_up(session, last)
 
     def ask_once(self, session, page):
@@ -350,9 +357,9 @@ class Engine:
         self.budget -= 1
         answer = self.fetch(session, page)
         self.heard = True
-        if answer.status == 403:
+        if answer.status == 403:  # it does not want us
             raise EngineFailure("refused", "HTTP 403")
-        if answer.status != 200:
+        if answer.status != 200:  # 400, 404, 414: it does not like the question
             raise QueryFailure("refused", f"HTTP {answer.status}")
         try:
             return self.read(page, answer)
@@ -456,6 +463,8 @@ class Commons(Engine):
         fields = json.loads(answer.body)
         if "error" in fields:
             self.raise_error(fields["error"], answer)
+        # Where nothing is found there is no "query", but the others tell Commons from
+        # any other JSON.
         if not fields.keys() & {"query", "batchcomplete", "continue"}:
             raise KeyError("query")
         following = None
@@ -496,7 +505,7 @@ class Commons(Engine):
         return kept
 
     def read_item(self, item):
-        info = item["imageinfo"][0]
+        info = item["imageinfo"][0]  # the newest version of the file
         about = {}
         for name, field in (info.get("extmetadata") or {}).items():
             about[name] = plain(str(field["value"]))
@@ -508,6 +517,7 @@ class Commons(Engine):
         attribution = [text for text in (title, creator, license_name) if text]
         original = without_utm(info["url"])
         return {
+            # The thumbnail's address as it is given: Commons makes only some sizes.
             "file_url": without_utm(info.get("thumburl") or info["url"]),
             "fallback": original,
             "page_url": info.get("descriptionurl"),
@@ -552,6 +562,7 @@ class Openverse(Engine):
         left = answer.headers.get("x-ratelimit-available-anon_sustained")
         if left == "0" and answer.headers.get("Age", "0") == "0":
             self.failure = EngineFailure("refused", "today's answers are used up")
+        # It is asked for one licence, and believed only as far as it says so.
         wanted = [item for item in results if item.get("license") == page["license"]]
         self.left_out += len(results) - len(wanted)
         tasks = self.read_items(wanted)
@@ -602,7 +613,8 @@ class Bing(Engine):
         if not answer.body.strip():  # the end, but now and then by chance
             raise EmptyPage("empty", wait=0)
         soup = bs4.BeautifulSoup(answer.body, "lxml")
-        links = soup.select("a.iusc[m]")
+        links = soup.select("a.iusc[m]")  # m holds JSON about a picture
+        # The parser makes data-nextUrl lower case.
         end = soup.select_one('[data-nexturl=""]') is not None
         if not links and end:
             return [], None
@@ -639,7 +651,7 @@ class UrlList(Engine):
                 line = line.strip()  # noqa: PLW2901
                 if line and not line.startswith("#"):
                     self.lines.append(line)
-            self.check_lines()
+            self.check_lines()  # now, and not after hours of another engine
         except (OSError, ValueError) as error:
             expected = "Give it an address a line, or a manifest.jsonl"
             text = f"Cannot read {path.resolve()} (URL_FILE): {clean(error)}"
@@ -661,7 +673,7 @@ class UrlList(Engine):
 
     def ask(self, session, page):
         start = page["start"]
-        end = start + 50
+        end = start + 50  # a page of our own making
         try:
             tasks = self.read_items(self.lines[start:end])
         except ValueError:  # none of these fifty; there may be others
@@ -711,6 +723,7 @@ def not_for_us():
 def check_public(peer):
     """Raise a PictureFailure if an address, in numbers, is not a public one."""
     address = ipaddress.ip_address(peer.partition("%")[0])  # fe80::1%eth0
+    # ::ffff:127.0.0.1 is an IPv4 address in the dress of IPv6.
     address = getattr(address, "ipv4_mapped", None) or address
     refused = not address.is_global or address.is_multicast
     for network in not_for_us():
@@ -735,6 +748,7 @@ def check_name(host):
         return
     except ValueError:  # not in the usual form, or a name
         pass
+    # inet_aton reads numbers as the system does, and fails for names.
     with contextlib.suppress(OSError, UnicodeError):
         check_public(socket.inet_ntoa(socket.inet_aton(name)))
 
@@ -765,7 +779,7 @@ class Deadline:
         return self
 
     def __exit__(self, *error):
-        self.timer.cancel()
+        self.timer.cancel()  # it may run just now: the lock below waits for it
         transfers.deadline = None
         with self.lock:
             self.handle = None  # another request may use the connection now
@@ -880,6 +894,7 @@ class Answer:
             target = response.headers["Location"].encode("latin-1", "replace")
             target = urllib.parse.quote(target, safe=string.punctuation)
             self.target = urllib.parse.urljoin(self.url, target)
+        # Otherwise the body ends where the connection does, for whatever reason.
         self.whole = "Content-Length" in self.headers or response.raw.chunked
         self.readable = True
         for encoding in self.headers.get("Content-Encoding", "").split(","):
@@ -891,7 +906,7 @@ class Answer:
         """Return the seconds that a server asks us to wait, or None."""
         with contextlib.suppress(Exception):  # a header can hold anything
             value = self.headers["Retry-After"]
-            seconds = urllib3.Retry().parse_retry_after(value)
+            seconds = urllib3.Retry().parse_retry_after(value)  # a number or a date
             return seconds or None
         # Openverse says it in the text as well.
         text = re.search(rb"available in (\d{1,6}) second", self.body[:10_000])
@@ -915,6 +930,7 @@ class Host:
     def __init__(self, name):
         self.name = name
         self.delay = HOST_DELAY.get(name, DEFAULT_DELAY)
+        # Wikimedia allows ten requests a minute to those who do not say who they are.
         if name.endswith(".wikimedia.org") and not CONTACT:
             self.delay = max(self.delay, 6)
         self.at_once = HOST_CONCURRENCY
@@ -954,7 +970,7 @@ class Host:
         if began < self.last_bad:
             return  # it was under way with the one that was counted
         now = time.monotonic()
-        self.last_bad = now
+        self.last_bad = now  # what began before now will not be counted
         self.reason = str(failure)
         self.bad += 1
         if failure.silent:  # each try takes REQUEST_TIMEOUT
@@ -962,7 +978,7 @@ class Host:
             if not self.answered:
                 self.bad = len(PAUSES) + 1
         if failure.wait is not None and failure.wait > 60:
-            self.gone = True
+            self.gone = True  # longer than anybody wants to sit and wait
         elif self.is_left():
             self.leave(now)
         elif failure.whole_host:
@@ -972,7 +988,7 @@ class Host:
     def leave(self, now):
         """Leave it alone for a while, or for the rest of the run."""
         allowed = 1
-        if self.answered:
+        if self.answered:  # it is known to exist, so that it is worth more patience
             allowed = 3
         if self.chances == allowed:
             self.gone = True
@@ -985,6 +1001,7 @@ class Session(requests.Session):
 
     def __init__(self):
         super().__init__()
+        # Twenty hosts keep their connections: more would take too many file handles.
         self.mount("https://", GuardedAdapter(pool_connections=20))
         self.mount("http://", GuardedAdapter(pool_connections=20))
         contact = CONTACT or "no contact given"
@@ -1022,7 +1039,7 @@ class Session(requests.Session):
             while not host.is_free(time.monotonic()):
                 if self.halt.is_set():
                     raise Stopped
-                self.changed.wait(0.05)
+                self.changed.wait(0.05)  # nobody tells when a pause is over
             host.begin(time.monotonic())
 
     def end(self, host):
@@ -1037,8 +1054,8 @@ class Session(requests.Session):
         Args:
             seconds: for each request in all, and of silence as well.
         """
-        for _ in range(6):
-            host = self.host(address)
+        for _ in range(6):  # an address and five redirects
+            host = self.host(address)  # each hop has manners of its own
             self.begin(host)
             try:
                 answer = self.exchange(address, seconds, seconds)
@@ -1070,6 +1087,7 @@ class Session(requests.Session):
         except ValueError as error:
             reason = f"no web address: {error}"
             raise PictureFailure("refused", reason, final=True) from None
+        # The environment's proxies and certificates do count.
         options = self.merge_environment_settings(request.url, {}, True, None, None)
         options["timeout"] = (min(REQUEST_TIMEOUT, silence), silence)
         with Deadline(seconds) as deadline:
@@ -1087,6 +1105,7 @@ class Session(requests.Session):
                     response.close()
         if deadline.passed:  # the body may look whole: it was cut
             raise PictureFailure("refused", "took too long in all", doubtful=True)
+        # Some hosts redirect to themselves until they see their cookie.
         requests.cookies.extract_cookies_to_jar(self.cookies, request, response.raw)
         check_status(answer)
         return answer
@@ -1100,6 +1119,7 @@ class Session(requests.Session):
         # read1 returns what is there; read would wait for more.
         while chunk := raw.read1(65536, decode_content=True):
             body += chunk
+            # The length that is promised is checked, and what really comes.
             if max(len(body), raw.length_remaining or 0) > MAX_BYTES:
                 reason = f"more than {MAX_BYTES} bytes"
                 raise PictureFailure("refused", reason, final=True)
@@ -1132,7 +1152,7 @@ def explain(error, request, response):
             "ulimit -n 1024, and run again."
         )
     reason = str(bottom) or type(bottom).__name__
-    silent = isinstance(bottom, TimeoutError)
+    silent = isinstance(bottom, TimeoutError)  # of the socket, or of the system
     if response is not None and not silent:
         raise Passing("broken", f"cut short: {reason}", whole_host=False)
     if isinstance(error, requests.exceptions.ProxyError):
@@ -1160,6 +1180,7 @@ def check_status(answer):
     wait = answer.retry_after()
     if status == 429 and wait is None:
         wait = BUSY_PAUSE
+    # 500, 502 and 504 are mostly about one picture; these are about the host.
     whole_host = status in (429, 503) or wait is not None
     raise Busy(status, wait=wait, whole_host=whole_host)
 
@@ -1173,21 +1194,16 @@ looking = threading.Lock()  # one picture at a time is unpacked: memory
 def inspect(answer):
     """Return (extension, width, height) of an Answer that is a picture fit for us."""
     body = answer.body
-    endings = {
-        "JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp",
-        "TIFF": "tif", "AVIF": "avif",
-    }  # fmt: skip
     # In a JPEG this pair of bytes stands nowhere but at the head of a scan, or, a few
     # times, in a thumbnail.
     if body.startswith(b"\xff\xd8") and body.count(b"\xff\xda") > MAX_SCANS:
         reason = f"a JPEG of more than {MAX_SCANS} scans"
         raise PictureFailure("refused", reason, final=True)
     try:
-        with looking, Image.open(io.BytesIO(body), formats=tuple(endings)) as picture:
-            ending = endings.get(picture.format, "jpg")  # MPO: several JPEGs
-            width, height = picture.size
-            if width * height <= MAX_PIXELS:
-                picture.load()  # opening reads no more than the header
+        with looking:
+            ending, width, height = unpack(body)
+    except MemoryError:  # that is not the picture's fault
+        raise PictureFailure("refused", "too large for our memory") from None
     except Exception as error:  # Pillow's readers raise whatever their bytes lead to
         other = name_other_kind(body)
         if other is not None:
@@ -1207,6 +1223,23 @@ def inspect(answer):
     if min(width, height) < min(MIN_SIZE) or max(width, height) < max(MIN_SIZE):
         raise PictureFailure("too small", size, final=True, other_address=False)
     return ending, width, height
+
+
+def unpack(body):
+    """Return (extension, width, height) of the bytes of a picture.
+
+    Its pixels are unpacked, as opening reads no more than the header, and are gone when
+    this returns. What has more than MAX_PIXELS is not unpacked.
+    """
+    endings = {
+        "JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp",
+        "TIFF": "tif", "AVIF": "avif",
+    }  # fmt: skip
+    with Image.open(io.BytesIO(body), formats=tuple(endings)) as picture:
+        width, height = picture.size
+        if width * height <= MAX_PIXELS:
+            picture.load()
+        return endings.get(picture.format, "jpg"), width, height  # MPO: several JPEGs
 
 
 def name_other_kind(body):
@@ -1412,6 +1445,7 @@ class Folder:
             for file in files:
                 if is_picture(folder, file):
                     self.names.add((folder / file).as_posix())
+        # Their content is known by its hash, so that it does not come a second time.
         for name in self.names - self.keywords.keys():
             digest = hashlib.sha256((self.path / name).read_bytes()).hexdigest()
             self.hashes[digest] = name
@@ -1479,6 +1513,7 @@ class Folder:
                 part.unlink(missing_ok=True)
                 raise
             self.append("manifest.jsonl", entry)
+            # A kill before this leaves the part, which the next run names.
             os.replace(part, self.path / name)
             self.names.add(name)
             self.keywords[name] = entry["keyword"]
@@ -1492,6 +1527,7 @@ class Folder:
         with self.lock:
             self.goal = 0
         lines = {}
+        # Read once more: to keep 100,000 entries in memory would take 300 MB.
         for entry in self.read_lines("manifest.jsonl"):
             name = str(entry.get("file"))
             if name in self.names:
@@ -1818,7 +1854,7 @@ class PictureDownloader(icrawler.Downloader):
 
     def download(self, task, *unused, **unused_too):
         """Make the next request for a Download, and see what it brings."""
-        host = task.host
+        host = task.host  # the queue took its turn
         try:
             self.advance(task, host)
         except Stopped:
@@ -1854,6 +1890,7 @@ class PictureDownloader(icrawler.Downloader):
         with self.session.changed:
             host.note_bad(failure, began)
         task.tries += 1
+        # While its host is left, a picture waits with all the others.
         if host.gone or (task.tries > len(PAUSES) and not host.is_left()):
             self.give_up(task, failure)
             return
@@ -1871,7 +1908,7 @@ class PictureDownloader(icrawler.Downloader):
             raise PictureFailure("refused", "more than five redirects", final=True)
         task.hops += 1
         task.address = target
-        self.search.downloads.put(task, first=True)
+        self.search.downloads.put(task, first=True)  # the other host has its own turn
 
     def give_up(self, task, failure):
         """Turn to the other address of a picture, or count it as lost."""
@@ -1897,6 +1934,7 @@ class PictureDownloader(icrawler.Downloader):
     def take(self, task, answer):
         """Look at an answer and save the picture, or raise a PictureFailure."""
         if answer.status != 200:
+            # 408 and 425 ask for another try; above 500 a server has trouble.
             final = 400 <= answer.status < 500 and answer.status not in (408, 425)
             raise PictureFailure(f"HTTP {answer.status}", final=final)
         robots = answer.headers.get("X-Robots-Tag", "").lower()
@@ -1921,7 +1959,7 @@ class PictureDownloader(icrawler.Downloader):
         with folder.lock:
             self.search.counts["saved"] += 1
         if folder.is_full():
-            self.session.halt.set()
+            self.session.halt.set()  # now, and not one download later
 
 
 class SearchCrawler(icrawler.Crawler):
@@ -1942,7 +1980,7 @@ class SearchCrawler(icrawler.Crawler):
             extra_downloader_args={"search": search},
         )
 
-    def set_session(self, headers=None):
+    def set_session(self, headers=None):  # icrawler calls it before it makes the parts
         self.session = self.search.session
 
     def crawl(self, live, patient):
@@ -1959,6 +1997,8 @@ class SearchCrawler(icrawler.Crawler):
         halt.clear()
         search.downloads.last_get = begun
         self.signal.reset()
+        # As icrawler's own crawl() does, but that looks only once a second, and takes a
+        # queue that is empty for a while for the end.
         self.parser.start()
         self.downloader.start(max_num=0, queue_timeout=0.1)
         try:
@@ -1968,6 +2008,7 @@ class SearchCrawler(icrawler.Crawler):
                     over = search.downloads.is_over(patient)
                     if patient:
                         search.downloads.hurry()
+                # These two end the downloader's threads.
                 self.signal.set(parser_exited=over, reach_max_num=halt.is_set())
                 count = len(search.folder.names)
                 text = f"{name} {count}/{MAX_NUM}"
@@ -1996,6 +2037,8 @@ def crawl_all(searches, folder, live):
     share = math.ceil(MAX_NUM / len(KEYWORDS))
     live.add_task("", total=MAX_NUM)
     crawlers = [SearchCrawler(search) for search in searches]
+    # Hosts that are left get their other chance in the second round, when most of the
+    # time has passed that they are left for.
     for second_round in (False, True):
         for crawler in crawlers:
             search = crawler.search
@@ -2249,6 +2292,7 @@ def check_proxy(proxy):
             "pip install pysocks, or unset it."
         )
     port = port or ports[address.scheme]
+    # Otherwise each picture would be said to be out of reach.
     try:
         socket.create_connection((host.strip("[]"), port), REQUEST_TIMEOUT).close()
     except OSError as error:
@@ -2260,7 +2304,8 @@ def check_proxy(proxy):
 
 def main():
     check_settings()
-    warnings.simplefilter("ignore")  # Pillow's about what is odd in a picture
+    # Pillow warns of what is odd in a picture, BeautifulSoup of what is no HTML.
+    warnings.simplefilter("ignore")
     Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is checked instead
     begun = time.monotonic()
     out_dir = Path(OUT_DIR).resolve()

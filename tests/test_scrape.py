@@ -471,25 +471,51 @@ def test_a_host_that_never_answered_gets_one_more_chance(tmp_path, gallery):
     assert "unreachable 1" in result.stdout
 
 
-def test_names_that_cannot_be_looked_up_for_a_moment(tmp_path, gallery, monkeypatch):
-    """EAI_AGAIN cannot be had from a server: the look-up is put in other hands."""
-    (tmp_path / "sitecustomize.py").write_text(
+def look_up_here(folder, monkeypatch, away=0):
+    """Let the name pictures.example lead to this machine, after some seconds.
+
+    Neither EAI_AGAIN nor such a name can be had from a server: the look-up is put in
+    other hands.
+    """
+    (folder / "sitecustomize.py").write_text(
         "import socket, time\n"
         "real, first = socket.getaddrinfo, []\n"
         "def getaddrinfo(host, *args, **kwargs):\n"
         "    if host == 'pictures.example':\n"
         "        first.append(time.monotonic())\n"
-        "        if time.monotonic() < first[0] + 0.5:\n"
+        f"        if time.monotonic() < first[0] + {away}:\n"
         "            raise socket.gaierror(socket.EAI_AGAIN, 'Try again')\n"
         "        host = '127.0.0.1'\n"
         "    return real(host, *args, **kwargs)\n"
         "socket.getaddrinfo = getaddrinfo\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def test_names_that_cannot_be_looked_up_for_a_moment(tmp_path, gallery, monkeypatch):
+    look_up_here(tmp_path, monkeypatch, away=0.5)
     place = gallery.address.replace("127.0.0.1", "pictures.example")
     gallery.add(30, hosts=[place])
     assert crawl(tmp_path, gallery, LEFT_PAUSE=30).returncode == 0
     assert len(pictures(tmp_path)) == 30
+
+
+def test_a_public_name_that_leads_to_a_private_address(tmp_path, gallery, monkeypatch):
+    look_up_here(tmp_path, monkeypatch)
+    gallery.add(1)
+    place = gallery.address.replace("127.0.0.1", "pictures.example")
+    urls = [f"{place}/pictures/00000.jpg", place.replace("http:", "https:") + "/x.jpg"]
+    (tmp_path / "urls.txt").write_text("\n".join(urls))
+    edits = {"ENGINES": ("urls",), "ALLOW_PRIVATE_HOSTS": False}
+    assert crawl(tmp_path, gallery, **edits).returncode == 1
+    assert gallery.requests == []
+    for line in read(tmp_path, "failed.jsonl"):
+        assert "127.0.0.1 is not a public address" in line["reason"]
+    # Nor is an engine asked there.
+    ends = {"commons": f"{place}/w/api.php"}
+    result = crawl(tmp_path, gallery, ENDPOINTS=ends, ALLOW_PRIVATE_HOSTS=False)
+    assert "refused: 127.0.0.1 is not a public address" in result.stderr
+    assert gallery.requests == []
 
 
 def test_a_slow_host_does_not_hold_all_threads(tmp_path, gallery):
