@@ -893,7 +893,10 @@ class Answer:
             # http.client reads headers as Latin-1; what is sent is mostly UTF-8.
             target = response.headers["Location"].encode("latin-1", "replace")
             target = urllib.parse.quote(target, safe=string.punctuation)
-            self.target = urllib.parse.urljoin(self.url, target)
+            try:
+                self.target = urllib.parse.urljoin(self.url, target)
+            except ValueError:  # asking for it will say why
+                self.target = target
         # Otherwise the body ends where the connection does, for whatever reason.
         self.whole = "Content-Length" in self.headers or response.raw.chunked
         self.readable = True
@@ -1107,8 +1110,25 @@ class Session(requests.Session):
             raise PictureFailure("refused", "took too long in all", doubtful=True)
         # Some hosts redirect to themselves until they see their cookie.
         requests.cookies.extract_cookies_to_jar(self.cookies, request, response.raw)
+        if answer.status == 407:
+            self.check_proxy_status(request, options["proxies"])
         check_status(answer)
         return answer
+
+    def check_proxy_status(self, request, proxies):
+        """Raise a SetupFailure for HTTP 407, if it came from a proxy of ours.
+
+        A server could say so as well, which must not end the run. But where something
+        has answered, the proxy has let us through.
+        """
+        proxy = requests.utils.select_proxy(request.url, proxies)
+        if proxy is None or request.url.startswith("https:"):
+            return
+        with self.changed:
+            for host in self.hosts.values():
+                if host.answered:
+                    return
+        raise_proxy_password()
 
     def read_body(self, response):
         """Return the unpacked bytes of an answer, if they are not too many."""
@@ -1141,7 +1161,10 @@ def explain(error, request, response):
     if isinstance(error, requests.exceptions.InvalidURL):  # a name that cannot be one
         reason = f"no web address: {error}"
         raise PictureFailure("refused", reason, final=True) from None
-    if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+    ours = isinstance(error, OSError) and not isinstance(
+        error, requests.RequestException
+    )
+    if ours and response is None:  # such as a file of certificates that is not there
         raise SetupFailure(f"Cannot ask any server: {error}. Mend it and run again.")
     bottom = error
     while bottom.__context__ is not None:
@@ -1156,7 +1179,7 @@ def explain(error, request, response):
     if response is not None and not silent:
         raise Passing("broken", f"cut short: {reason}", whole_host=False)
     if isinstance(error, requests.exceptions.ProxyError):
-        if "407" in reason:
+        if "Tunnel connection failed: 407" in reason:
             raise_proxy_password()
         reason = f"by the proxy: {reason}"
     name = urllib.parse.urlsplit(request.url).hostname
@@ -1173,8 +1196,6 @@ def raise_proxy_password():
 def check_status(answer):
     """Raise what is wrong for the moment with the status of an answer."""
     status = answer.status
-    if status == 407:
-        raise_proxy_password()
     if status not in (429, 500, 502, 503, 504):
         return
     wait = answer.retry_after()

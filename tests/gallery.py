@@ -670,6 +670,11 @@ def fault_loop(gallery, handler, name):
     send(handler, b"", 302, headers={"Location": handler.path})
 
 
+def fault_astray(gallery, handler, name):
+    """A redirect to what is no address."""
+    send(handler, b"", 302, headers={"Location": "http://[bad/x.jpg"})
+
+
 def fault_private(gallery, handler, name):
     """A redirect to loopback, which a server on the web must not lead us to."""
     address = f"{gallery.address}/pictures/private.jpg"

@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -140,6 +141,8 @@ def test_faults_of_images(tmp_path, gallery):
     failed = {
         good + "/faults/status_404.jpg": "HTTP 404",
         good + "/faults/status_403.jpg": "HTTP 403",
+        good + "/faults/status_407.jpg": "HTTP 407",
+        good + "/faults/astray.jpg": "no web address",
         good + "/faults/html.jpg": "not a whole picture",
         good + "/faults/truncated.jpg": "not a whole picture",
         good + "/faults/empty.jpg": "not a whole picture",
@@ -399,6 +402,52 @@ def test_what_may_be_our_own_slowness_gets_a_second_run(tmp_path, gallery):
         for name in names[:3]:
             assert gallery.asked(f"/faults/{name}") == (run < 3)
     assert len(pictures(tmp_path)) == 1  # encoding_none
+
+
+def drip_to(server):
+    """Take one connection of a server and send a byte a second, for ever."""
+    with contextlib.suppress(OSError):  # the other side hung up, or the test is over
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(b"\x16\x03\x03\x40\x00")  # a long TLS record begins
+            while True:
+                connection.sendall(b"\0")
+                time.sleep(1)
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes the certificate")
+def test_over_tls(tmp_path, gallery, monkeypatch):
+    """Deadlines hold in a handshake, in headers and in a body."""
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem "
+        "-days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    server = gallery.servers[1]
+    server.socket = context.wrap_socket(
+        server.socket, server_side=True, do_handshake_on_connect=False
+    )
+    secure = gallery.addresses[1].replace("http:", "https:")
+    with socket.create_server(("127.0.0.1", 0)) as trickle:
+        threading.Thread(target=drip_to, args=[trickle], daemon=True).start()
+        slow = [f"{secure}/faults/{name}" for name in ("drip", "headers")]
+        shaking = f"https://127.0.0.1:{trickle.getsockname()[1]}/x.jpg"
+        good = [f"{secure}/faults/plain_{number}" for number in range(5)]
+        gallery.items = [{"url": url} for url in [shaking, *slow, *good]]
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "cert.pem"))
+        result = crawl(tmp_path, gallery)
+    assert result.returncode == 0
+    assert "unreachable 1" in result.stdout  # the handshake did not come to an end
+    assert {line["url"] for line in read(tmp_path)} == set(good)
+    reasons = {line["url"]: line["reason"] for line in read(tmp_path, "failed.jsonl")}
+    assert reasons == dict.fromkeys(slow, "took too long in all")
+    # A file of certificates that is not there is nobody's fault but ours.
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "nowhere.pem")
+    result = crawl(tmp_path, gallery)
+    assert result.returncode == 1
+    assert "REQUESTS_CA_BUNDLE names nowhere.pem" in result.stderr
 
 
 @pytest.mark.filterwarnings("ignore")
