@@ -315,6 +315,7 @@ class Engine:
         tasks = []
         odd = 0
         for item in items:
+            # One odd entry must not cost the page. If all are odd, the shape is new.
             try:
                 task = self.read_item(item)
                 if task is None:
@@ -482,6 +483,7 @@ class Commons(Engine):
         """Raise what an error of the API means; they come with HTTP status 200."""
         code = str(error.get("code"))
         reason = f"its API says: {plain(error.get('info')) or code}"
+        # What passes is told like the HTTP status that would say the same.
         if code == "ratelimited":
             raise Busy(429, reason, answer.retry_after() or BUSY_PAUSE)
         busy = ("cirrussearch-too-busy-error", "cirrussearch-backend-error")
@@ -490,7 +492,10 @@ class Commons(Engine):
         raise QueryFailure("refused", reason)
 
     def drop_copies(self, items):
-        """Return the entries without a TIFF whose photograph is there as a JPEG."""
+        """Return the entries without a TIFF whose photograph is there as a JPEG.
+
+        Archives give Commons both, under one title.
+        """
         for item in items:
             stem, _, ending = str(item.get("title")).rpartition(".")
             if ending.lower() in ("jpg", "jpeg"):
@@ -1302,6 +1307,7 @@ def is_picture(folder, name):
     preprocess.py leaves out the same folders: hidden ones, those that NAS systems keep
     for themselves (@eaDir), and what macOS puts into archives.
     """
+    # Those that preprocess.py reads.
     endings = (
         ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
     )  # fmt: skip
@@ -1338,6 +1344,7 @@ class Folder:
         self.hashes = {}
         self.manifest = (path / "manifest.jsonl").open("ab")  # stays open for its lock
         self.lock_manifest()
+        # First the files as they should be, then what they say, then what is there.
         for name in ("manifest.jsonl", "failed.jsonl"):
             self.heal(name)
         self.read_manifest()
@@ -1350,7 +1357,8 @@ class Folder:
         self.number = 0  # of the last picture; deleted ones keep theirs
         for name in self.keywords.keys() | self.names:
             stem = Path(name).stem
-            if stem.isdecimal():
+            # Longer ones are not ours: times at which a camera took a picture.
+            if stem.isdecimal() and len(stem) < 10:
                 self.number = max(self.number, int(stem))
 
     def lock_manifest(self):
@@ -1379,7 +1387,7 @@ class Folder:
             head = file.read(1000)
             file.seek(max(0, size - 1_000_000))  # no line of ours is as long
             torn = file.read().rpartition(b"\n")[2]
-        if b"\0" in head:
+        if b"\0" in head:  # before anything is cut off from it
             raise SetupFailure(
                 f"Cannot read {path}: expected JSON lines in UTF-8, not UTF-16. "
                 "Save it in UTF-8, or move it away."
@@ -1389,7 +1397,7 @@ class Folder:
         try:
             json.loads(torn)
         except ValueError:
-            if torn.startswith(b"{"):
+            if torn.startswith(b"{"):  # the beginning of a line of ours
                 os.truncate(path, size - len(torn))
                 return
         with path.open("ab") as file:
@@ -1429,7 +1437,7 @@ class Folder:
             if "file" in entry:
                 name = str(entry["file"])
                 self.keywords[name] = entry.get("keyword")
-                self.hashes[entry.get("sha256")] = name
+                self.hashes[str(entry.get("sha256"))] = name
 
     def read_failures(self):
         """Read failed.jsonl; return the number of its lines."""
@@ -1495,7 +1503,7 @@ class Folder:
         path = self.path / name
         with self.lock:
             path.touch()
-            size = path.stat().st_size
+            size = path.stat().st_size  # to go back to
             try:
                 with path.open("ab") as file:
                     file.write(json.dumps(entry).encode() + b"\n")
@@ -1568,6 +1576,7 @@ class Folder:
 
 def credit(name, entry):
     """Return the line of CREDITS.md about a picture."""
+    # The page says more than the picture itself. Any field can be missing or null.
     source = entry.get("page_url") or entry.get("url")
     title = markdown(entry.get("title") or "untitled", source)
     creator = markdown(entry.get("creator") or "unknown")
@@ -1776,6 +1785,7 @@ class Search:
 
     def add(self, tasks):
         """Take in the tasks of a page whose addresses were never seen."""
+        # Engines list a picture twice now and then; the last one stays.
         by_address = {}
         for task in tasks:
             by_address[usual_form(task["file_url"])] = task
@@ -1789,6 +1799,7 @@ class Search:
                 self.counts[name] += count
         self.engine.odd = 0
         self.engine.left_out = 0
+        # Some engines go on for ever with what they have already listed.
         if fresh:
             self.stale = 0
         elif tasks:
@@ -1850,15 +1861,16 @@ class PageParser(icrawler.Parser):
             if engine.failure is not None:
                 raise engine.failure
             tasks, following = engine.ask(self.session, page)
-        except QueryFailure as failure:
+        except QueryFailure as failure:  # the other queries of the keyword stay
             search.pages.popleft()
             search.failure = failure
             engine.note_query(failure)
-        except EngineFailure as failure:
+        except EngineFailure as failure:  # what it has listed is still downloaded
             search.pages.clear()
             search.failure = failure
             engine.failure = failure
         else:
+            # Stopped leaves the page where it is, for the second round.
             engine.note_query()
             search.pages.popleft()
             search.add(tasks)
@@ -1896,7 +1908,8 @@ class PictureDownloader(icrawler.Downloader):
             answer = self.session.exchange(task.address, task.seconds, REQUEST_TIMEOUT)
             with self.session.changed:
                 host.note_good()
-            task.seconds -= time.monotonic() - began
+            task.seconds -= time.monotonic() - began  # pauses and turns do not count
+            # An answer of any status is good news of the host.
             if answer.target is None:
                 self.take(task.task, answer)
             else:
@@ -2013,7 +2026,8 @@ class SearchCrawler(icrawler.Crawler):
         """
         search = self.search
         halt = self.session.halt
-        name = rich.markup.escape(f"{search.engine.name} {search.keyword or 'list'}")
+        name = clean(f"{search.engine.name} {search.keyword or 'list'}")
+        name = rich.markup.escape(name)
         begun = time.monotonic()
         halt.clear()
         search.downloads.last_get = begun
@@ -2046,7 +2060,7 @@ def plan(engines, folder, session):
     searches = []
     for engine in engines:
         keywords = KEYWORDS
-        if engine.name == "urls":
+        if engine.name == "urls":  # a list is not searched
             keywords = (None,)
         for keyword in keywords:
             searches.append(Search(engine, keyword, folder, session))
@@ -2087,7 +2101,7 @@ def collect(engines, out_dir):
             crawl_all(searches, folder, live)
     finally:
         session.halt.set()
-        folder.close()
+        folder.close()  # first, as stdout may be what fails
         for search in searches:
             if search.seconds or search.listed:
                 say(search.summary())
@@ -2096,7 +2110,7 @@ def collect(engines, out_dir):
 
 def shortage(searches):
     """Return why so few pictures came, and what to do about it."""
-    lines = []
+    lines = []  # each reason once
     unreachable = 0
     for search in searches:
         line = f"{search.engine.name}: {search.outcome()}."
@@ -2178,6 +2192,7 @@ def is_text(value, longest=1000):
 
 def check_search():
     """Check what is searched, and where it goes."""
+    # Each line looks at the type first: a wrong one would raise in what follows.
     for name, value in (("OUT_DIR", OUT_DIR), ("URL_FILE", URL_FILE)):
         check(is_text(value), name, value, "a path in quotes")
     good = type(KEYWORDS) is tuple and len(KEYWORDS) > 0
@@ -2204,6 +2219,7 @@ def check_search():
 
 def check_manners():
     """Check how servers are treated."""
+    # It goes into a header, which a line break would end.
     good = isinstance(CONTACT, str) and CONTACT.isascii()
     good = good and (CONTACT == "" or CONTACT.isprintable())
     check(good, "CONTACT", CONTACT, "plain letters in quotes")
@@ -2215,6 +2231,7 @@ def check_manners():
         ("LEFT_PAUSE", LEFT_PAUSE),
     ):  # fmt: skip
         check(is_number(value, 0, 86_400), name, value, "seconds, 0 or more")
+    # A longer pause would be worth another run.
     good = type(PAUSES) is tuple and len(PAUSES) > 0
     good = good and all(is_number(value, 0, 60) for value in PAUSES)
     check(good, "PAUSES", PAUSES, "seconds from 0 to 60 in round brackets")
@@ -2241,6 +2258,7 @@ def check_bounds():
         check(is_number(value, 0.1, 86_400), name, value, "seconds, 0.1 or more")
     good = type(ALLOW_PRIVATE_HOSTS) is bool
     check(good, "ALLOW_PRIVATE_HOSTS", ALLOW_PRIVATE_HOSTS, "True or False")
+    # The others may be missing or wrong: nobody asks them.
     good = isinstance(ENDPOINTS, dict)
     for engine in ENGINES:
         good = good and (engine == "urls" or is_endpoint(ENDPOINTS.get(engine)))
@@ -2287,7 +2305,7 @@ def check_environment():
 
 def check_proxy(proxy):
     """Raise a SetupFailure if a proxy of the environment cannot be used."""
-    names = []
+    names = []  # of the variables, which the user knows by name
     for name, value in os.environ.items():
         if value == proxy and name.lower().endswith("_proxy"):
             names.append(name)
