@@ -915,7 +915,8 @@ class Answer:
         with contextlib.suppress(Exception):  # a header can hold anything
             value = self.headers["Retry-After"]
             seconds = urllib3.Retry().parse_retry_after(value)  # a number or a date
-            return seconds or None
+            if seconds > 0:  # a date may be over
+                return seconds
         # Openverse says it in the text as well.
         text = re.search(rb"available in (\d{1,6}) second", self.body[:10_000])
         if text is not None:
