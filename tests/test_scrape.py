@@ -121,6 +121,7 @@ def closed_port():
 # Faults of image hosts
 
 
+@pytest.mark.slow
 def test_faults_of_images(tmp_path, gallery):
     good, rude, down, slow, hasty, sick = gallery.addresses
     saved = {
@@ -392,6 +393,7 @@ def test_one_picture_at_a_time_is_unpacked(tmp_path, gallery):
     assert peaks[1] < 2 * peaks[0]
 
 
+@pytest.mark.slow
 def test_what_may_be_our_own_slowness_gets_a_second_run(tmp_path, gallery):
     names = ("cut", "encoding_xyz", "drip", "encoding_none")
     gallery.items = [{"url": f"{gallery.address}/faults/{name}"} for name in names]
@@ -724,6 +726,7 @@ def test_a_query_that_fails_costs_no_other_one(tmp_path, gallery):
     assert len(pictures(other)) == 35
 
 
+@pytest.mark.slow
 def test_three_queries_that_fail_in_a_row_end_an_engine(tmp_path, gallery):
     gallery.add(5, keyword="e")
     for word in "abcd":
@@ -879,6 +882,7 @@ def test_an_unreachable_engine_is_left_and_the_next_one_asked(tmp_path, gallery)
     assert "python tests/draw_athletes.py" in result.stderr
 
 
+@pytest.mark.slow
 def test_silent_engines_cost_less_than_a_minute_in_all(tmp_path, gallery):
     gallery.modes["commons"] = "silent"
     ends = {**gallery.endpoints, "openverse": closed_port()}
@@ -889,6 +893,7 @@ def test_silent_engines_cost_less_than_a_minute_in_all(tmp_path, gallery):
     assert len(gallery.requests) == 1
 
 
+@pytest.mark.slow
 def test_a_slow_page_of_results_is_waited_for(tmp_path, gallery):
     gallery.add(5)
     gallery.modes["commons"] = "slow"
@@ -934,6 +939,7 @@ def test_no_page_is_asked_for_before_it_is_needed(tmp_path, gallery):
     assert gallery.asked("/w/api.php") <= 3  # of ten
 
 
+@pytest.mark.slow
 def test_a_page_that_was_waited_for_comes_in_the_second_round(tmp_path, gallery):
     gallery.add(60, keyword="a")
     gallery.add(5, start=100, keyword="b")
@@ -988,6 +994,7 @@ def test_openverse_is_not_asked_for_more_than_it_shows(tmp_path, gallery):
     assert "refused: " not in result.stdout
 
 
+@pytest.mark.slow
 def test_licence_filters(tmp_path, gallery):
     gallery.add(16)
     gallery.add(1, start=99, bare=True, engines=("commons", "bing"))
@@ -1129,6 +1136,7 @@ def test_manners(tmp_path, gallery):
     assert gallery.most_at_once[gallery.addresses[1]] == 2
 
 
+@pytest.mark.slow
 def test_pauses_are_kept(tmp_path, gallery):
     gallery.add(60, hosts=gallery.addresses[1:])
     gallery.modes["openverse"] = ["ok", (429, "2")]
@@ -1144,6 +1152,7 @@ def test_pauses_are_kept(tmp_path, gallery):
     assert gallery.times[path][1] - gallery.times[path][0] > 1
 
 
+@pytest.mark.slow
 def test_a_host_is_not_asked_at_once_again(tmp_path, gallery):
     gallery.add(10)
     gallery.items = [{"url": gallery.addresses[1] + path} for path in gallery.pictures]
@@ -1324,6 +1333,7 @@ def test_folders_that_do_not_count(tmp_path, gallery):
     assert len(pictures(tmp_path)) == 5
 
 
+@pytest.mark.slow
 def test_a_manifest_in_another_encoding_stops(tmp_path, gallery):
     gallery.add(6)
     assert crawl(tmp_path, gallery, MAX_NUM=3).returncode == 0
@@ -1409,6 +1419,7 @@ def test_a_torn_line_is_healed(tmp_path, gallery, cut):
         assert path.read_bytes().startswith(whole)
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle(tmp_path, gallery):
     gallery.add(300)
     gallery.delay = 0.01
