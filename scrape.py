@@ -719,9 +719,16 @@ def not_for_us():
     machines, or are reserved.
     """
     networks = (
-        "::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/23",
-        "fec0::/10", "192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32",
-    )  # fmt: skip
+        "::/96",  # IPv4 in IPv6, the oldest way
+        "64:ff9b::/96",  # NAT64: the last 32 bits are an IPv4 address
+        "64:ff9b:1::/48",  # NAT64 of a local network
+        "2002::/16",  # 6to4
+        "2001::/23",  # Teredo and others that the IETF keeps
+        "fec0::/10",  # site-local, the forerunner of fc00::/7
+        "192.0.0.0/24",  # of the IETF
+        "192.88.99.0/24",  # relays of 6to4
+        "168.63.129.16/32",  # Azure's services for its own machines
+    )
     return [ipaddress.ip_network(network) for network in networks]
 
 
