@@ -21,7 +21,6 @@ import datetime
 import errno
 import glob
 import hashlib
-import importlib.util
 import io
 import ipaddress
 import json
@@ -145,22 +144,18 @@ class Passing(PictureFailure):
     Args:
         wait: seconds that the server asked for, or None.
         whole_host: the pause is for all that is wanted from the host.
+        silent: it took all the time that we give.
     """
 
-    silent = False  # whether it took all the time that we give
-
-    def __init__(self, kind, reason="", wait=None, whole_host=True):
+    def __init__(self, kind, reason="", wait=None, whole_host=True, silent=False):
         super().__init__(kind, reason)
         self.wait = wait
         self.whole_host = whole_host
+        self.silent = silent
 
 
 class Unreachable(Passing):
     """No connection, or one that was silent or broke off before an answer."""
-
-    def __init__(self, reason, silent=False):
-        super().__init__("unreachable", reason)
-        self.silent = silent
 
 
 class Busy(Passing):
@@ -216,13 +211,6 @@ def clean(text):
     return text
 
 
-def is_hidden(tag):
-    """Return whether a browser would show nothing of an element."""
-    style = str(tag.get("style", "")).lower().replace(" ", "")
-    no_text = tag.name in ("script", "style", "template", "noscript")
-    return no_text or tag.has_attr("hidden") or "display:none" in style
-
-
 def plain(markup):
     """Return as plain text what may hold HTML; None where there is no text."""
     if not isinstance(markup, str):
@@ -230,9 +218,11 @@ def plain(markup):
     text = markup[: 100 * MAX_TEXT]
     if "<" in text or "&" in text:
         soup = bs4.BeautifulSoup(text, "lxml")
-        for tag in soup.find_all(is_hidden):
-            if not tag.decomposed:  # it went with the one around it
-                tag.decompose()
+        for tag in soup.select(  # what a browser does not show
+            "script, style, template, noscript, [hidden], "
+            "[style*='display:none' i], [style*='display: none' i]"
+        ):
+            tag.extract()
         blocks = (
             "br", "p", "div", "li", "ul", "ol", "dl", "dt", "dd", "table", "tr", "td",
             "th", "h1", "h2", "h3", "h4", "h5", "h6", "hr",
@@ -274,7 +264,7 @@ def allows(license_name):
 
 
 # ----------------------------------------------------------------------------
-# Engines. For another one, copy a class, and name it in make_engines.
+# Engines. For another one, copy a class, and name it in engine_classes.
 # ----------------------------------------------------------------------------
 class Engine:
     """What the engines have in common: how they are asked, and when they are left.
@@ -346,15 +336,12 @@ class Engine:
             if pause > 60:
                 break
             session.pause(ENDPOINTS[self.name], pause)
-        return self.give_up(session, last)
+        return self.give_up(last)
 
     def ask_once(self, session, page):
         """Return (tasks, next page or None) of a page of results."""
         if self.budget < 1:
             raise EngineFailure("budget", "PAGE_BUDGET is used up for this run")
-        if not self.heard and session.host(ENDPOINTS[self.name]).gone:
-            reason = session.host(ENDPOINTS[self.name]).reason
-            raise EngineFailure("unreachable", reason)
         self.budget -= 1
         answer = self.fetch(session, page)
         self.heard = True
@@ -383,33 +370,26 @@ class Engine:
         except PictureFailure as failure:
             if failure.final:  # we refuse to ask there
                 raise EngineFailure("refused", str(failure)) from None
-            raise Unreachable(str(failure), silent=True) from None
+            raise Unreachable("unreachable", str(failure), silent=True) from None
 
-    def give_up(self, session, failure):
+    def give_up(self, failure):
         """Say what a failure means that did not pass: for the query or the engine."""
         if isinstance(failure, EmptyPage):
             return [], None
-        if failure.wait is not None and failure.wait > 60:
-            raise EngineFailure("refused", str(failure))
+        kind = "unreadable"
+        refused = failure.wait is not None and failure.wait > 60
         if isinstance(failure, Busy):
-            if failure.status == 429:
-                raise EngineFailure("refused", str(failure))
-            raise QueryFailure("refused", str(failure))
-        if isinstance(failure, Unreachable) and not self.heard:
-            # Another engine of the same host need not find out by itself.
-            host = session.host(ENDPOINTS[self.name])
-            host.gone = True
-            host.reason = str(failure)
-            raise EngineFailure("unreachable", str(failure))
-        if isinstance(failure, Unreachable):
-            raise QueryFailure("unreachable", str(failure))
-        raise QueryFailure("unreadable", str(failure))
+            kind = "refused"
+            refused = refused or failure.status == 429
+        elif isinstance(failure, Unreachable):
+            kind = "unreachable"
+            refused = not self.heard
+        if refused:
+            raise EngineFailure(kind, str(failure))
+        raise QueryFailure(kind, str(failure))
 
-    def note_query(self, failure=None):
+    def note_failed_query(self, failure):
         """Count the queries that fail in a row: after three the engine is left."""
-        if failure is None:
-            self.failed_queries = 0
-            return
         self.failed_queries += 1
         if self.failed_queries == 3 and self.failure is None:
             reason = f"three queries in a row failed, the last one: {failure}"
@@ -430,6 +410,8 @@ def tidy(task):
         address = task.get(name)
         if address is not None:
             address.encode()  # UnicodeEncodeError: it cannot be asked for
+            if len(address) > 10_000:  # such as a picture in a data: address
+                raise ValueError("too long for an address")
     if not task["file_url"]:
         raise ValueError("no address")
     return task
@@ -650,28 +632,18 @@ class UrlList(Engine):
     def __init__(self):
         super().__init__()
         path = Path(URL_FILE)
-        self.lines = []
+        lines = []
         try:
             for line in path.read_text(encoding="utf-8-sig").split("\n"):
                 line = line.strip()  # noqa: PLW2901
                 if line and not line.startswith("#"):
-                    self.lines.append(line)
-            self.check_lines()  # now, and not after hours of another engine
+                    lines.append(line)
+            # Now, and not after hours of another engine.
+            self.tasks = self.read_items(lines)
         except (OSError, ValueError) as error:
             expected = "Give it an address a line, or a manifest.jsonl"
             text = f"Cannot read {path.resolve()} (URL_FILE): {clean(error)}"
             raise SetupFailure(f"{text}. {expected}.") from None
-
-    def check_lines(self):
-        """Raise a ValueError if there are lines, but none that can be used."""
-        for line in self.lines:
-            with contextlib.suppress(
-                AttributeError, LookupError, TypeError, ValueError
-            ):
-                tidy(self.read_item(line))
-                return
-        if self.lines:
-            raise ValueError(f"none of {len(self.lines)} lines could be read")
 
     def first_pages(self, keyword):
         return [{"start": 0}]
@@ -679,12 +651,8 @@ class UrlList(Engine):
     def ask(self, session, page):
         start = page["start"]
         end = start + 50  # a page of our own making
-        try:
-            tasks = self.read_items(self.lines[start:end])
-        except ValueError:  # none of these fifty; there may be others
-            self.odd += len(self.lines[start:end])
-            tasks = []
-        if end >= len(self.lines):
+        tasks = self.tasks[start:end]
+        if end >= len(self.tasks):
             return tasks, None
         return tasks, {"start": end}
 
@@ -699,14 +667,9 @@ class UrlList(Engine):
         return task
 
 
-def make_engines():
-    """Return the engines of the setting ENGINES, in order."""
-    engines = []
-    for name in ENGINES:
-        for engine_class in (Commons, Openverse, Bing, UrlList):
-            if engine_class.name == name:
-                engines.append(engine_class())
-    return engines
+engine_classes = {
+    "commons": Commons, "openverse": Openverse, "bing": Bing, "urls": UrlList,
+}  # fmt: skip
 
 
 # ----------------------------------------------------------------------------
@@ -891,8 +854,7 @@ class Answer:
         url: the address as it was asked for.
         status, headers, body: of HTTP; the body is unpacked.
         target: where a redirect leads, or None. Its body is not read.
-        whole: whether it can be told that nothing of the body is missing.
-        readable: whether the body's encoding is one that we can undo.
+        sure: whether nothing of the body can be missing, or packed in an unknown way.
     """
 
     def __init__(self, response, body):
@@ -910,12 +872,11 @@ class Answer:
             except ValueError:  # asking for it will say why
                 self.target = target
         # Otherwise the body ends where the connection does, for whatever reason.
-        self.whole = "Content-Length" in self.headers or response.raw.chunked
-        self.readable = True
+        self.sure = "Content-Length" in self.headers or response.raw.chunked
         for encoding in self.headers.get("Content-Encoding", "").split(","):
             known = (*response.raw.CONTENT_DECODERS, "identity", "")
             if encoding.strip().lower() not in known:
-                self.readable = False
+                self.sure = False
 
     def retry_after(self):
         """Return the seconds that a server asks us to wait, or None."""
@@ -976,11 +937,6 @@ class Host:
         self.under_way += 1
         self.start = now + self.delay
 
-    def note_good(self):
-        self.bad = 0
-        self.chances = 0
-        self.answered = True
-
     def note_bad(self, failure, began):
         """Take in a Passing failure of a request that began at a time."""
         if began < self.last_bad:
@@ -1027,6 +983,7 @@ class Session(requests.Session):
             f"icrawler/{icrawler.__version__} python-requests/{requests.__version__}"
         )
         self.halt = threading.Event()
+        self.answered = False  # whether any host has
         self.hosts = {}
         self.changed = threading.Condition()  # guards the hosts, and tells of changes
 
@@ -1064,6 +1021,14 @@ class Session(requests.Session):
             host.under_way -= 1
             self.changed.notify_all()
 
+    def note_good(self, host):
+        """Take in that a host has answered."""
+        with self.changed:
+            host.bad = 0
+            host.chances = 0
+            host.answered = True
+        self.answered = True
+
     def fetch_page(self, address, seconds):
         """Return the Answer of an engine, after redirects and the pauses of its host.
 
@@ -1077,8 +1042,7 @@ class Session(requests.Session):
                 answer = self.exchange(address, seconds, seconds)
             finally:
                 self.end(host)
-            with self.changed:
-                host.note_good()
+            self.note_good(host)
             if answer.target is None:
                 return answer
             address = answer.target
@@ -1123,25 +1087,13 @@ class Session(requests.Session):
             raise PictureFailure("refused", "took too long in all", doubtful=True)
         # Some hosts redirect to themselves until they see their cookie.
         requests.cookies.extract_cookies_to_jar(self.cookies, request, response.raw)
-        if answer.status == 407:
-            self.check_proxy_status(request, options["proxies"])
+        if answer.status == 407 and request.url.startswith("http:"):
+            # A server could say so, too. But then our proxy has mostly let us through.
+            proxy = requests.utils.select_proxy(request.url, options["proxies"])
+            if proxy is not None and not self.answered:
+                raise_proxy_password()
         check_status(answer)
         return answer
-
-    def check_proxy_status(self, request, proxies):
-        """Raise a SetupFailure for HTTP 407, if it came from a proxy of ours.
-
-        A server could say so as well, which must not end the run. But where something
-        has answered, the proxy has let us through.
-        """
-        proxy = requests.utils.select_proxy(request.url, proxies)
-        if proxy is None or request.url.startswith("https:"):
-            return
-        with self.changed:
-            for host in self.hosts.values():
-                if host.answered:
-                    return
-        raise_proxy_password()
 
     def read_body(self, response):
         """Return the unpacked bytes of an answer, if they are not too many."""
@@ -1196,7 +1148,8 @@ def explain(error, request, response):
             raise_proxy_password()
         reason = f"by the proxy: {reason}"
     name = urllib.parse.urlsplit(request.url).hostname
-    raise Unreachable(f"{name}: {reason}", silent) from None
+    reason = f"{name}: {reason}"
+    raise Unreachable("unreachable", reason, silent=silent) from None
 
 
 def raise_proxy_password():
@@ -1248,8 +1201,7 @@ def inspect(answer):
             reason += ": a web page"
         elif not isinstance(error, Image.UnidentifiedImageError):  # it names an object
             reason += f": {error}"
-        # Otherwise the end may be missing, or it is packed in a way that is new to us.
-        final = answer.whole and answer.readable
+        final = answer.sure
         raise PictureFailure("broken", reason, final, doubtful=not final) from None
     size = f"{width} x {height} pixels"
     if width * height > MAX_PIXELS:
@@ -1370,7 +1322,7 @@ class Folder:
                 self.number = max(self.number, int(stem))
 
     def lock_manifest(self):
-        """Keep other runs out of the folder; BlockingIOError if there is one."""
+        """Keep other runs out of the folder; SetupFailure if there is one."""
         try:
             import fcntl
         except ImportError:  # Windows has no such lock
@@ -1378,7 +1330,9 @@ class Folder:
         try:
             fcntl.flock(self.manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise
+            raise SetupFailure(
+                f"Another scrape.py is at work in {self.path}. Wait until it has ended."
+            ) from None
         except OSError as error:  # network drives and Colab's have none
             self.notes.append(
                 f"{self.path} cannot be locked ({error.strerror}): "
@@ -1529,7 +1483,7 @@ class Folder:
         """Take a picture in: its line comes first, so that none is without licence."""
         digest = hashlib.sha256(body).hexdigest()
         with self.lock:
-            if len(self.names) >= self.goal:
+            if self.is_full():
                 raise Stopped
             if digest in self.hashes:
                 reason = f"the bytes of {self.hashes[digest]}"
@@ -1738,14 +1692,10 @@ class DownloadQueue:
     def hurry(self):
         """Give hosts that never answered their last chance now, if all else is done."""
         with self.session.changed:
-            if self.under_way:
-                return
-            for download in self.waiting:
-                if not download.host.is_left():
-                    return
-            for download in self.waiting:
-                if not download.host.answered:
-                    download.host.start = 0.0
+            if self.is_over(patient=False):
+                for download in self.waiting:
+                    if not download.host.answered:
+                        download.host.start = 0.0
 
     def is_over(self, patient):
         """Return whether nothing is left to do.
@@ -1872,14 +1822,14 @@ class PageParser(icrawler.Parser):
         except QueryFailure as failure:  # the other queries of the keyword stay
             search.pages.popleft()
             search.failure = failure
-            engine.note_query(failure)
+            engine.note_failed_query(failure)
         except EngineFailure as failure:  # what it has listed is still downloaded
             search.pages.clear()
             search.failure = failure
             engine.failure = failure
         else:
             # Stopped leaves the page where it is, for the second round.
-            engine.note_query()
+            engine.failed_queries = 0
             search.pages.popleft()
             search.add(tasks)
             if following is not None and search.stale < search.folder.patience:
@@ -1914,8 +1864,7 @@ class PictureDownloader(icrawler.Downloader):
         began = time.monotonic()
         try:
             answer = self.session.exchange(task.address, task.seconds, REQUEST_TIMEOUT)
-            with self.session.changed:
-                host.note_good()
+            self.session.note_good(host)
             task.seconds -= time.monotonic() - began  # pauses and turns do not count
             # An answer of any status is good news of the host.
             if answer.target is None:
@@ -2207,7 +2156,7 @@ def check_search():
     good = good and all(is_text(keyword, 200) for keyword in KEYWORDS)
     expected = "phrases of 1 to 200 letters in round brackets"
     check(good, "KEYWORDS", KEYWORDS, expected)
-    known = ("commons", "openverse", "urls", "bing")
+    known = tuple(engine_classes)
     good = type(ENGINES) is tuple and len(ENGINES) > 0
     expected = f"some of {known}"
     if good and "google" in ENGINES:
@@ -2319,26 +2268,19 @@ def check_proxy(proxy):
             names.append(name)
     where = " and ".join(names) or "the system's settings"
     try:
-        address = urllib3.util.parse_url(proxy)
-        if address.scheme is None:
-            address = urllib3.util.parse_url(f"http://{proxy}")
-        host = address.host
-        port = address.port
-    except urllib3.exceptions.LocationParseError:
-        host = None
-    ports = {"http": 80, "https": 443, "socks4": 1080, "socks4a": 1080}
-    ports |= {"socks5": 1080, "socks5h": 1080}
-    if not host or address.scheme not in ports:
+        url = requests.utils.prepend_scheme_if_needed(proxy, "http")
+        address = urllib3.util.parse_url(url)
+        if not address.host:
+            raise ValueError("no host")
+        requests.adapters.HTTPAdapter().proxy_manager_for(url)  # knows its schemes
+    except ValueError as error:  # whatever requests and urllib3 raise is one
         raise SetupFailure(
-            f"{where}: {clean(proxy)!r} is no address of a proxy. Expected "
-            "http://host:port. Mend or unset it."
-        )
-    if address.scheme.startswith("socks") and importlib.util.find_spec("socks") is None:
-        raise SetupFailure(
-            f"{where} names a SOCKS proxy, which needs a package. Run "
-            "pip install pysocks, or unset it."
-        )
-    port = port or ports[address.scheme]
+            f"{where}: {clean(proxy)!r} is no address of a proxy that can be used: "
+            f"{clean(error)}. Expected http://host:port; for SOCKS, "
+            "pip install pysocks. Mend or unset it."
+        ) from None
+    host = address.host
+    port = address.port or {"http": 80, "https": 443}.get(address.scheme, 1080)
     # Otherwise each picture would be said to be out of reach.
     try:
         socket.create_connection((host.strip("[]"), port), REQUEST_TIMEOUT).close()
@@ -2363,12 +2305,10 @@ def main():
         )
     try:
         check_environment()
-        engines = make_engines()
+        engines = [engine_classes[name]() for name in ENGINES]
         folder, searches = collect(engines, out_dir)
     except SetupFailure as failure:
         sys.exit(str(failure))
-    except BlockingIOError:
-        sys.exit(f"Another scrape.py is at work in {out_dir}. Wait until it has ended.")
     count = len(folder.names)
     seconds = time.monotonic() - begun
     files = "manifest.jsonl and CREDITS.md"

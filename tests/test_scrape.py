@@ -888,6 +888,7 @@ def test_silent_engines_cost_less_than_a_minute_in_all(tmp_path, gallery):
     ends = {**gallery.endpoints, "openverse": closed_port()}
     engines = ("commons",) + ("openverse",) * 24  # two of the 50 s are for the first
     edits = {"ENGINES": engines, "ENDPOINTS": ends, "PAGE_TIMEOUT": 600}
+    edits["PAUSES"] = (0,)
     result = crawl(tmp_path, gallery, **edits)
     assert "commons: unreachable" in result.stderr
     assert len(gallery.requests) == 1
@@ -1070,6 +1071,15 @@ def test_texts_are_bounded_and_cannot_move_the_cursor(tmp_path, gallery):
     for each in texts:
         assert not set(each) & set("\x1b\x07\x9b\u202e")
     assert len(text) < 5000
+
+
+def test_addresses_are_bounded(tmp_path, gallery):
+    gallery.add(1)
+    gallery.items.append({"url": "data:image/png;base64," + "A" * 20_000})
+    result = crawl(tmp_path, gallery)
+    assert len(pictures(tmp_path)) == 1
+    assert count_of(result.stdout, "unreadable") == 1
+    assert not raw(tmp_path, "failed.jsonl").exists()
 
 
 def test_of_a_jpeg_and_a_tiff_the_jpeg_is_taken(tmp_path, gallery):
