@@ -278,7 +278,6 @@ class Engine:
 
     def __init__(self):
         self.budget = PAGE_BUDGET.get(self.name, 0)
-        self.turn = threading.Lock()  # one page at a time
         self.heard = False  # whether it has answered in this run
         self.failure = None  # why it is left for the rest of the run
         self.failed_queries = 0  # in a row
@@ -1065,8 +1064,7 @@ class Session(requests.Session):
             if not ALLOW_PRIVATE_HOSTS:
                 check_name(urllib.parse.urlsplit(request.url).hostname or "")
         except ValueError as error:
-            reason = f"no web address: {error}"
-            raise PictureFailure("refused", reason, final=True) from None
+            raise no_address(error) from None
         # The environment's proxies and certificates do count.
         options = self.merge_environment_settings(request.url, {}, True, None, None)
         options["timeout"] = (min(REQUEST_TIMEOUT, silence), silence)
@@ -1110,6 +1108,8 @@ class Session(requests.Session):
                 raise PictureFailure("refused", reason, final=True)
             if self.halt.is_set():
                 raise Stopped
+            if transfers.deadline.passed:  # by SOCKS there is no socket of ours to cut
+                break
         return bytes(body)
 
 
@@ -1124,8 +1124,7 @@ def explain(error, request, response):
         reason = "its Content-Encoding cannot be undone"
         raise PictureFailure("broken", reason, doubtful=True) from None
     if isinstance(error, requests.exceptions.InvalidURL):  # a name that cannot be one
-        reason = f"no web address: {error}"
-        raise PictureFailure("refused", reason, final=True) from None
+        raise no_address(error) from None
     ours = isinstance(error, OSError) and not isinstance(
         error, requests.RequestException
     )
@@ -1150,6 +1149,11 @@ def explain(error, request, response):
     name = urllib.parse.urlsplit(request.url).hostname
     reason = f"{name}: {reason}"
     raise Unreachable("unreachable", reason, silent=silent) from None
+
+
+def no_address(error):
+    reason = f"no web address: {error}"
+    return PictureFailure("refused", reason, final=True)
 
 
 def raise_proxy_password():
@@ -1414,12 +1418,9 @@ class Folder:
 
     def learn_addresses(self, entry):
         """Note the addresses of an entry as known."""
-        address = entry.get("url")
-        final = entry.get("final_url")
-        if address is not None:
-            self.known.add(usual_form(str(address)))
-        if final is not None and final != address:
-            self.known.add(usual_form(str(final)))
+        for name in ("url", "final_url"):
+            if entry.get(name) is not None:
+                self.add_known(entry[name])
 
     def finish_parts(self):
         """Name the files that a kill left unnamed, after their line was written."""
@@ -1449,16 +1450,14 @@ class Folder:
                 count += 1
         return count
 
-    def add_known(self, addresses):
-        """Note addresses; return those that are new."""
-        fresh = []
+    def add_known(self, address):
+        """Note an address; return whether it is new."""
+        address = usual_form(str(address))
         with self.lock:
-            for address in addresses:
-                address = usual_form(address)  # noqa: PLW2901
-                if address not in self.known:
-                    self.known.add(address)
-                    fresh.append(address)
-        return fresh
+            if address in self.known:
+                return False
+            self.known.add(address)
+            return True
 
     def append(self, name, entry):
         """Append a line to a .jsonl file, or nothing of it where the disk is full."""
@@ -1492,11 +1491,11 @@ class Folder:
                 )
             self.number += 1
             name = f"{self.number:06d}.{ending}"
-            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             entry = {"file": name, **entry}
             entry["bytes"] = len(body)
             entry["sha256"] = digest
-            entry["fetched_at"] = now
+            now = datetime.datetime.now(datetime.UTC)
+            entry["fetched_at"] = now.isoformat(timespec="seconds")
             part = self.path / f".{name}.part"
             try:
                 part.write_bytes(body)
@@ -1743,18 +1742,15 @@ class Search:
 
     def add(self, tasks):
         """Take in the tasks of a page whose addresses were never seen."""
-        # Engines list a picture twice now and then; the last one stays.
-        by_address = {}
+        fresh = 0
         for task in tasks:
-            by_address[usual_form(task["file_url"])] = task
-        fresh = self.folder.add_known(by_address)
+            if self.folder.add_known(task["file_url"]):
+                self.downloads.put(Download(task))
+                fresh += 1
         self.listed += len(tasks)
-        self.counts["duplicate"] += len(tasks) - len(fresh)
-        for name, count in (
-            ("unreadable", self.engine.odd), ("left out", self.engine.left_out),
-        ):  # fmt: skip
-            if count:
-                self.counts[name] += count
+        self.counts["duplicate"] += len(tasks) - fresh
+        self.counts["unreadable"] += self.engine.odd
+        self.counts["left out"] += self.engine.left_out
         self.engine.odd = 0
         self.engine.left_out = 0
         # Some engines go on for ever with what they have already listed.
@@ -1762,8 +1758,6 @@ class Search:
             self.stale = 0
         elif tasks:
             self.stale += 1
-        for address in fresh:
-            self.downloads.put(Download(by_address[address]))
 
     def outcome(self):
         """Return why it ended early or brought nothing, or else an empty text."""
@@ -1779,7 +1773,7 @@ class Search:
         """Return the line that says what came of it."""
         kinds = ["saved", "duplicate", "too small", "broken", "refused"]
         for kind in sorted(self.counts):
-            if kind not in kinds:
+            if self.counts[kind] and kind not in kinds:
                 kinds.append(kind)
         counts = "".join(f"{kind} {self.counts[kind]}, " for kind in kinds)
         line = f'{self.engine.name} "{clean(self.keyword or "list")}": {counts}'
@@ -1800,7 +1794,7 @@ class PageParser(icrawler.Parser):
         """Do the work of a thread."""
         search = self.search
         try:
-            with search.engine.turn:  # other threads find nothing left to do
+            with self.lock:  # of icrawler: the other thread finds nothing left to do
                 while search.pages and not self.session.halt.is_set():
                     if search.downloads.wants_more():
                         self.read_page(search.pages[0])
@@ -2012,18 +2006,6 @@ class SearchCrawler(icrawler.Crawler):
             raise search.trouble
 
 
-def plan(engines, folder, session):
-    """Return the searches, engine by engine."""
-    searches = []
-    for engine in engines:
-        keywords = KEYWORDS
-        if engine.name == "urls":  # a list is not searched
-            keywords = (None,)
-        for keyword in keywords:
-            searches.append(Search(engine, keyword, folder, session))
-    return searches
-
-
 def crawl_all(searches, folder, live):
     """Run the searches, each keyword up to its share, then again without that limit."""
     share = math.ceil(MAX_NUM / len(KEYWORDS))
@@ -2051,7 +2033,13 @@ def collect(engines, out_dir):
         say(note)
     if not CONTACT and "commons" in ENGINES:
         say("CONTACT is empty: Wikimedia wants one, and is asked every 6 s only.")
-    searches = plan(engines, folder, session)
+    searches = []
+    for engine in engines:
+        keywords = KEYWORDS
+        if engine.name == "urls":  # a list is not searched
+            keywords = (None,)
+        for keyword in keywords:
+            searches.append(Search(engine, keyword, folder, session))
     try:
         quiet = not sys.stdout.isatty()
         with rich.progress.Progress(disable=quiet, transient=True) as live:
@@ -2224,8 +2212,10 @@ def check_bounds():
 
 def is_endpoint(address):
     """Return whether an address can be asked."""
+    if web_address(address) is None:
+        return False
     try:
-        return web_address(address) and urllib.parse.urlsplit(address).hostname
+        return urllib.parse.urlsplit(address).hostname is not None
     except ValueError:
         return False
 
