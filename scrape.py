@@ -264,7 +264,8 @@ def allows(license_name):
 
 
 # ----------------------------------------------------------------------------
-# Engines. For another one, copy a class, and name it in engine_classes.
+# Engines. For another one, copy a class, and name it in engine_classes and in the
+# settings PAGE_BUDGET and ENDPOINTS.
 # ----------------------------------------------------------------------------
 class Engine:
     """What the engines have in common: how they are asked, and when they are left.
@@ -936,6 +937,11 @@ class Host:
         self.under_way += 1
         self.start = now + self.delay
 
+    def note_good(self):
+        self.bad = 0
+        self.chances = 0
+        self.answered = True
+
     def note_bad(self, failure, began):
         """Take in a Passing failure of a request that began at a time."""
         if began < self.last_bad:
@@ -1020,14 +1026,6 @@ class Session(requests.Session):
             host.under_way -= 1
             self.changed.notify_all()
 
-    def note_good(self, host):
-        """Take in that a host has answered."""
-        with self.changed:
-            host.bad = 0
-            host.chances = 0
-            host.answered = True
-        self.answered = True
-
     def fetch_page(self, address, seconds):
         """Return the Answer of an engine, after redirects and the pauses of its host.
 
@@ -1041,7 +1039,8 @@ class Session(requests.Session):
                 answer = self.exchange(address, seconds, seconds)
             finally:
                 self.end(host)
-            self.note_good(host)
+            with self.changed:
+                host.note_good()
             if answer.target is None:
                 return answer
             address = answer.target
@@ -1091,6 +1090,7 @@ class Session(requests.Session):
             if proxy is not None and not self.answered:
                 raise_proxy_password()
         check_status(answer)
+        self.answered = True
         return answer
 
     def read_body(self, response):
@@ -1312,9 +1312,9 @@ class Folder:
         for name in ("manifest.jsonl", "failed.jsonl"):
             self.heal(name)
         self.read_manifest()
-        count = self.read_failures()
+        self.read_failures()
         # Pages in a row that list only what is known, before a query is given up.
-        self.patience = 3 + (len(self.keywords) + count) // 20
+        self.patience = 3 + len(self.known) // 20
         self.finish_parts()
         self.names = set()
         self.find_pictures()
@@ -1406,15 +1406,11 @@ class Folder:
                 self.hashes[str(entry.get("sha256"))] = name
 
     def read_failures(self):
-        """Read failed.jsonl; return the number of its lines."""
-        count = 0
         for entry in self.read_lines("failed.jsonl"):
-            count += 1
             if entry.get("again"):
                 self.doubtful.add(usual_form(str(entry.get("url"))))
             else:
                 self.learn_addresses(entry)
-        return count
 
     def learn_addresses(self, entry):
         """Note the addresses of an entry as known."""
@@ -1647,20 +1643,20 @@ class DownloadQueue:
 
     def get(self, timeout):
         """Return a download and take its host's turn; queue.Empty after the timeout."""
-        until = time.monotonic() + timeout
         with self.session.changed:
-            while True:
-                now = time.monotonic()
-                if not self.session.halt.is_set():
-                    download = self.take_ready(now)
-                    if download is not None:
-                        return download
-                if now >= until:
-                    raise queue.Empty
-                self.session.changed.wait(min(0.02, until - now))
+            download = self.take_ready()
+            if download is None:
+                self.session.changed.wait(timeout)
+                download = self.take_ready()
+            if download is None:  # icrawler's thread will ask again
+                raise queue.Empty
+            return download
 
-    def take_ready(self, now):
+    def take_ready(self):
         """Return the first download that may be made now, or None."""
+        if self.session.halt.is_set():
+            return None
+        now = time.monotonic()
         for place, download in enumerate(self.waiting):
             host = download.host
             if host.gone or (now >= download.start and host.is_free(now)):
@@ -1858,7 +1854,8 @@ class PictureDownloader(icrawler.Downloader):
         began = time.monotonic()
         try:
             answer = self.session.exchange(task.address, task.seconds, REQUEST_TIMEOUT)
-            self.session.note_good(host)
+            with self.session.changed:
+                host.note_good()
             task.seconds -= time.monotonic() - began  # pauses and turns do not count
             # An answer of any status is good news of the host.
             if answer.target is None:
@@ -1986,7 +1983,7 @@ class SearchCrawler(icrawler.Crawler):
         # As icrawler's own crawl() does, but that looks only once a second, and takes a
         # queue that is empty for a while for the end.
         self.parser.start()
-        self.downloader.start(max_num=0, queue_timeout=0.1)
+        self.downloader.start(max_num=0, queue_timeout=0.02)
         try:
             while self.parser.is_alive() or self.downloader.is_alive():
                 over = False
