@@ -138,6 +138,13 @@ class PictureFailure(Failure):
         self.other_address = other_address
 
 
+class Refused(PictureFailure):
+    """It is not for us, and never will be."""
+
+    def __init__(self, reason):
+        super().__init__("refused", reason, final=True)
+
+
 class Passing(PictureFailure):
     """It may be over in a moment: the request is worth a pause and another try.
 
@@ -367,9 +374,9 @@ class Engine:
             return session.fetch_page(address, seconds)
         except Passing:
             raise
-        except PictureFailure as failure:
-            if failure.final:  # we refuse to ask there
-                raise EngineFailure("refused", str(failure)) from None
+        except Refused as failure:
+            raise EngineFailure("refused", str(failure)) from None
+        except PictureFailure as failure:  # it took too long, or cannot be unpacked
             raise Unreachable("unreachable", str(failure), silent=True) from None
 
     def give_up(self, failure):
@@ -696,7 +703,7 @@ def not_for_us():
 
 
 def check_public(peer):
-    """Raise a PictureFailure if an address, in numbers, is not a public one."""
+    """Raise Refused if an address, in numbers, is not a public one."""
     address = ipaddress.ip_address(peer.partition("%")[0])  # fe80::1%eth0
     # ::ffff:127.0.0.1 is an IPv4 address in the dress of IPv6.
     address = getattr(address, "ipv4_mapped", None) or address
@@ -705,12 +712,11 @@ def check_public(peer):
         if address in network:
             refused = True
     if refused:
-        reason = f"{peer} is not a public address (see ALLOW_PRIVATE_HOSTS)"
-        raise PictureFailure("refused", reason, final=True)
+        raise Refused(f"{peer} is not a public address (see ALLOW_PRIVATE_HOSTS)")
 
 
 def check_name(host):
-    """Raise a PictureFailure if the host of an address is private by its very name.
+    """Raise Refused if the host of an address is private by its very name.
 
     Behind a proxy there is no socket to ask, and systems read numbers in many ways:
     127.1, 0x7f.1, 0177.0.0.1 and 2130706433 are all this machine.
@@ -1044,7 +1050,7 @@ class Session(requests.Session):
             if answer.target is None:
                 return answer
             address = answer.target
-        raise PictureFailure("refused", "more than five redirects", final=True)
+        raise Refused("more than five redirects")
 
     def exchange(self, address, seconds, silence):
         """Make one request, and follow no redirect; return the Answer.
@@ -1063,7 +1069,7 @@ class Session(requests.Session):
             if not ALLOW_PRIVATE_HOSTS:
                 check_name(urllib.parse.urlsplit(request.url).hostname or "")
         except ValueError as error:
-            raise no_address(error) from None
+            raise Refused(f"no web address: {error}") from None
         # The environment's proxies and certificates do count.
         options = self.merge_environment_settings(request.url, {}, True, None, None)
         options["timeout"] = (min(REQUEST_TIMEOUT, silence), silence)
@@ -1104,8 +1110,7 @@ class Session(requests.Session):
             body += chunk
             # The length that is promised is checked, and what really comes.
             if max(len(body), raw.length_remaining or 0) > MAX_BYTES:
-                reason = f"more than {MAX_BYTES} bytes"
-                raise PictureFailure("refused", reason, final=True)
+                raise Refused(f"more than {MAX_BYTES} bytes")
             if self.halt.is_set():
                 raise Stopped
             if transfers.deadline.passed:  # by SOCKS there is no socket of ours to cut
@@ -1124,7 +1129,7 @@ def explain(error, request, response):
         reason = "its Content-Encoding cannot be undone"
         raise PictureFailure("broken", reason, doubtful=True) from None
     if isinstance(error, requests.exceptions.InvalidURL):  # a name that cannot be one
-        raise no_address(error) from None
+        raise Refused(f"no web address: {error}") from None
     ours = isinstance(error, OSError) and not isinstance(
         error, requests.RequestException
     )
@@ -1149,11 +1154,6 @@ def explain(error, request, response):
     name = urllib.parse.urlsplit(request.url).hostname
     reason = f"{name}: {reason}"
     raise Unreachable("unreachable", reason, silent=silent) from None
-
-
-def no_address(error):
-    reason = f"no web address: {error}"
-    return PictureFailure("refused", reason, final=True)
 
 
 def raise_proxy_password():
@@ -1188,8 +1188,7 @@ def inspect(answer):
     # In a JPEG this pair of bytes stands nowhere but at the head of a scan, or, a few
     # times, in a thumbnail.
     if body.startswith(b"\xff\xd8") and body.count(b"\xff\xda") > MAX_SCANS:
-        reason = f"a JPEG of more than {MAX_SCANS} scans"
-        raise PictureFailure("refused", reason, final=True)
+        raise Refused(f"a JPEG of more than {MAX_SCANS} scans")
     try:
         with looking:
             ending, width, height = unpack(body)
@@ -1209,7 +1208,7 @@ def inspect(answer):
         raise PictureFailure("broken", reason, final, doubtful=not final) from None
     size = f"{width} x {height} pixels"
     if width * height > MAX_PIXELS:
-        raise PictureFailure("refused", size, final=True)
+        raise Refused(size)
     if min(width, height) < min(MIN_SIZE) or max(width, height) < max(MIN_SIZE):
         raise PictureFailure("too small", size, final=True, other_address=False)
     return ending, width, height
@@ -1887,7 +1886,7 @@ class PictureDownloader(icrawler.Downloader):
         if task.seconds <= 0:
             raise PictureFailure("refused", "took too long in all", doubtful=True)
         if task.hops == 5:
-            raise PictureFailure("refused", "more than five redirects", final=True)
+            raise Refused("more than five redirects")
         task.hops += 1
         task.address = target
         self.search.downloads.put(task, first=True)  # the other host has its own turn
@@ -2261,9 +2260,10 @@ def check_proxy(proxy):
             raise ValueError("no host")
         requests.adapters.HTTPAdapter().proxy_manager_for(url)  # knows its schemes
     except ValueError as error:  # whatever requests and urllib3 raise is one
+        reason = clean(error).rstrip(".")
         raise SetupFailure(
             f"{where}: {clean(proxy)!r} is no address of a proxy that can be used: "
-            f"{clean(error)}. Expected http://host:port; for SOCKS, "
+            f"{reason}. Expected http://host:port; for SOCKS, "
             "pip install pysocks. Mend or unset it."
         ) from None
     host = address.host
