@@ -321,7 +321,7 @@ class Engine:
                 tasks.append(tidy(task))
             except (AttributeError, LookupError, TypeError, ValueError):
                 odd += 1
-        if odd and not tasks:
+        if odd and odd == len(items):
             raise ValueError(f"none of {odd} entries could be read")
         self.odd += odd
         return tasks

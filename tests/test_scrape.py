@@ -847,6 +847,15 @@ def test_a_passing_fault_of_an_engine_costs_nothing(tmp_path, gallery, engine):
     assert len(pictures(tmp_path)) == 90
 
 
+def test_an_odd_entry_among_others_that_are_left_out(tmp_path, gallery):
+    """The page is read all the same: nobody needs to ask for it again."""
+    gallery.add(5, license="by-nc")
+    gallery.modes["commons"] = "odd"
+    result = crawl(tmp_path, gallery, LICENSE="commercial")
+    assert "commons: answered but empty" in result.stderr
+    assert gallery.asked("/w/api.php") == 1
+
+
 def test_addresses_of_any_kind_are_kept_as_they_are(tmp_path, gallery):
     word, here = "R&D + 50% C#", gallery.addresses[1]
     names = ["plain_1.png?sig=a%2Fb=&w=9", "plain_2.JPEG", "plain_3", "plain_ü.webp"]
