@@ -1413,9 +1413,9 @@ class Folder:
 
     def learn_addresses(self, entry):
         """Note the addresses of an entry as known."""
-        for name in ("url", "final_url"):
-            if entry.get(name) is not None:
-                self.add_known(entry[name])
+        addresses = {str(entry.get("url")), str(entry.get("final_url"))}
+        for address in addresses - {"None"}:  # either may be missing
+            self.add_known(address)
 
     def finish_parts(self):
         """Name the files that a kill left unnamed, after their line was written."""
@@ -1447,7 +1447,7 @@ class Folder:
 
     def add_known(self, address):
         """Note an address; return whether it is new."""
-        address = usual_form(str(address))
+        address = usual_form(address)
         with self.lock:
             if address in self.known:
                 return False
