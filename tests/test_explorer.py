@@ -843,7 +843,7 @@ def test_a_screen_reader_hears_where_it_is_and_what_is_near(page, studio):
     assert values == numbers
     # While the walk goes on, nothing is said.
     page.run("play(true)")
-    page.wait("return steps > 10")
+    page.wait(f"return measure(here, {dot[:2]}) > 0.1")
     assert page.text("#said") == said
     page.run("play(false)")
     page.settle()
