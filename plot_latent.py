@@ -14,7 +14,7 @@ Writes  into FIGURE_DIR; all but the map show decoded pictures only, none of the
 The plane that is drawn is that of z[0] and z[1], centred and scaled by the codes of the
 training images; other latents stay at the mean of their codes. The tiles of the grid
 are at quantiles of the normal distribution with that mean and deviation. Without the
-array, the plane is that of the prior. All takes 9 s for a model of 256 pixels and 600
+array, the plane is that of the prior. All takes 12 s for a model of 256 pixels and 600
 images on two cores.
 
 The order of this file: loading, codes, plane, walk, then the five figures, the grid
