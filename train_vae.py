@@ -352,20 +352,22 @@ def final_kl_weights(kl_weight, latent_dim):
 def plan_kl_weights(step, epoch_steps, final_weights):
     """Return the weights of the KL at a step, counted from 0, as float32 (latent_dim,).
 
-    They rise evenly over 300 steps: with the whole weight from the start, 2 of 5 seeds
-    put all they learned of drawn athletes into one latent. The latents from the third
-    on are held down at first, at ten times the weight of the map, so that the map takes
-    all it can. After 8 epochs, or 800 steps where epochs are long, this begins to fall,
-    and after 15 epochs, or 1600 steps, they have their own weight. (After 120 steps
-    the map of 1,700 photographs was lost, as they had not been seen twice.)
+    They rise evenly over 300 steps. The latents from the third on are held down at
+    first, at ten times the weight of the map, so that the map takes all it can. After 8
+    epochs, or 800 steps where epochs are long, this begins to fall, and after 15
+    epochs, or 1600 steps, they have their own weight.
     """
     weights = np.array(final_weights, "float32")
     if len(weights) > 2:
         held = max(10 * weights[0], weights[2])
+        # Let go after 120 steps, the map of 1,700 photographs was lost: the network had
+        # hardly seen each of them once. So it is epochs that count.
         begin = min(8 * epoch_steps, 800)
         end = min(15 * epoch_steps, 1600)
         fallen = min(1.0, max(0.0, (step - begin) / (end - begin)))
         weights[2:] = held ** (1 - fallen) * weights[2:] ** fallen
+    # With the whole weight from the start, 2 of 5 seeds put all they learned of drawn
+    # athletes into one latent.
     return weights * min(1.0, (step + 1) / 300)
 
 
