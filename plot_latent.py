@@ -1194,66 +1194,8 @@ def fill_page(data, text):
 
 
 # ----------------------------------------------------------------------------
-# Files and settings
+# Files
 # ----------------------------------------------------------------------------
-@contextlib.contextmanager
-def figure_file(path, text, failures):
-    """Yield a temporary path for a figure, and say that it is written.
-
-    If it fails, the others are still drawn: the reason is added to failures.
-
-    Args:
-        path: of the figure.
-        text: what it shows.
-        failures: a list of texts.
-    """
-    start = time.perf_counter()
-    try:
-        with replacing(path) as temporary:
-            yield temporary
-    except Exception as error:
-        failures.append(f"{path.name} ({tell(error)})")
-        return
-    size = path.stat().st_size / 1e6
-    seconds = time.perf_counter() - start
-    print(f"Wrote {path} ({text}, {size:.1f} MB) in {seconds:.1f} s")
-
-
-def tell(error):
-    """Return what an error says, in one line."""
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        text = error.strerror
-    text = " ".join(text.split())[:300]
-    if not text or not isinstance(error, (OSError, ValueError, ArithmeticError)):
-        text = f"{type(error).__name__}: {text}"
-    return text
-
-
-def leave_out(path, reason, model):
-    """Say that a figure is left out, and remove one that is of another model."""
-    text = f"Left out {path.name}: {reason}."
-    if path.exists():
-        if read_model(path) == model:
-            text += " The one that is there is of this model, of an earlier run."
-        else:
-            path.unlink()
-            text += " The one that was there, of another model, is removed."
-    print(text)
-
-
-def read_model(path):
-    """Return the name of the model that a PNG or GIF carries, "" if none."""
-    try:
-        with Image.open(path) as picture:
-            name = picture.info.get("model", picture.info.get("comment", b""))
-    except Exception:  # damaged files raise nearly anything
-        return ""
-    if isinstance(name, bytes):
-        name = name.decode(errors="replace")
-    return name
-
-
 @contextlib.contextmanager
 def replacing(path):
     """Yield a temporary path beside `path`, which takes its place on success.
@@ -1286,6 +1228,56 @@ def is_running(pid):
     return True
 
 
+@contextlib.contextmanager
+def figure_file(path, text, failures):
+    """Yield a temporary path for a figure, and say that it is written.
+
+    If it fails, the others are still drawn: the reason is added to failures.
+
+    Args:
+        path: of the figure.
+        text: what it shows.
+        failures: a list of texts.
+    """
+    start = time.perf_counter()
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except Exception as error:
+        failures.append(f"{path.name} ({tell(error)})")
+        return
+    size = path.stat().st_size / 1e6
+    seconds = time.perf_counter() - start
+    print(f"Wrote {path} ({text}, {size:.1f} MB) in {seconds:.1f} s")
+
+
+def leave_out(path, reason, model):
+    """Say that a figure is left out, and remove one that is of another model."""
+    text = f"Left out {path.name}: {reason}."
+    if path.exists():
+        if read_model(path) == model:
+            text += " The one that is there is of this model, of an earlier run."
+        else:
+            path.unlink()
+            text += " The one that was there, of another model, is removed."
+    print(text)
+
+
+def read_model(path):
+    """Return the name of the model that a PNG or GIF carries, "" if none."""
+    try:
+        with Image.open(path) as picture:
+            name = picture.info.get("model", picture.info.get("comment", b""))
+    except Exception:  # damaged files raise nearly anything
+        return ""
+    if isinstance(name, bytes):
+        name = name.decode(errors="replace")
+    return name
+
+
+# ----------------------------------------------------------------------------
+# Checks of the settings
+# ----------------------------------------------------------------------------
 def check(good, name, value, expected):
     """End the script with a message if a setting is not what it has to be."""
     if not good:
@@ -1302,50 +1294,6 @@ def is_whole(value, low, high=1_000_000):
 def is_number(value, low, high=math.inf):
     """Return whether a value is a finite number from low to high, and no bool."""
     return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
-
-
-def open_stdout():
-    """Make stdout take any text, also in a notebook and where the shell closed it."""
-    if sys.stdout is None:  # closed by >&-
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout is no real stream
-        sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
-
-
-def stop(error, path):
-    """End the script with one message about an OSError, of stdout or of a file.
-
-    Args:
-        error: the OSError. Where it names no file, it was met in writing.
-        path: what was most likely being written then.
-    """
-    try:
-        print(flush=True)  # unbuffered, what was refused is gone: does it take a line?
-    except (OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
-        sys.exit(f"Cannot write to stdout: {error.strerror}. Mend it and run again.")
-    name = Path(error.filename or path).resolve()
-    name = name.with_name(name.name.removeprefix(f".{os.getpid()}-"))  # of replacing()
-    sys.exit(f"Cannot write {name}: {error.strerror or error}. Mend it and run again.")
-
-
-def prepare_keras(precision):
-    """Set Keras as this script needs it, whatever keras.json or a notebook has set.
-
-    Args:
-        precision: dtype policy of layers that name none, for example "float32".
-    """
-    backend = keras.config.backend()
-    if backend != "tensorflow":
-        sys.exit(
-            f"Keras runs on {backend} in this session, expected tensorflow. "
-            "Run the script from a shell, or first in a new session."
-        )
-    keras.config.set_floatx("float32")
-    keras.config.set_image_data_format("channels_last")
-    keras.config.set_epsilon(1e-7)
-    keras.config.set_dtype_policy(precision)
 
 
 def check_settings():
@@ -1371,8 +1319,66 @@ def check_settings():
 
 
 # ----------------------------------------------------------------------------
+# Messages and errors
+# ----------------------------------------------------------------------------
+def open_stdout():
+    """Make stdout take any text, also in a notebook and where the shell closed it."""
+    if sys.stdout is None:  # closed by >&-
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout is no real stream
+        sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
+
+
+def tell(error):
+    """Return what an error says, in one line."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    text = " ".join(text.split())[:300]
+    if not text or not isinstance(error, (OSError, ValueError, ArithmeticError)):
+        text = f"{type(error).__name__}: {text}"
+    return text
+
+
+def stop(error, path):
+    """End the script with one message about an OSError, of stdout or of a file.
+
+    Args:
+        error: the OSError. Where it names no file, it was met in writing.
+        path: what was most likely being written then.
+    """
+    try:
+        print(flush=True)  # unbuffered, what was refused is gone: does it take a line?
+    except (OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
+        sys.exit(f"Cannot write to stdout: {error.strerror}. Mend it and run again.")
+    name = Path(error.filename or path).resolve()
+    name = name.with_name(name.name.removeprefix(f".{os.getpid()}-"))  # of replacing()
+    sys.exit(f"Cannot write {name}: {error.strerror or error}. Mend it and run again.")
+
+
+# ----------------------------------------------------------------------------
 # All of it
 # ----------------------------------------------------------------------------
+def prepare_keras(precision):
+    """Set Keras as this script needs it, whatever keras.json or a notebook has set.
+
+    Args:
+        precision: dtype policy of layers that name none, for example "float32".
+    """
+    backend = keras.config.backend()
+    if backend != "tensorflow":
+        sys.exit(
+            f"Keras runs on {backend} in this session, expected tensorflow. "
+            "Run the script from a shell, or first in a new session."
+        )
+    keras.config.set_floatx("float32")
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_dtype_policy(precision)
+
+
 def main():
     check_settings()
     prepare_keras("float32")
@@ -1446,6 +1452,9 @@ def main():
         sys.exit(f"Cannot draw {names}. What stood there before, in {where}, stays.")
 
 
+# ----------------------------------------------------------------------------
+# The explorer's page: fill_page() puts the title and the data in
+# ----------------------------------------------------------------------------
 PAGE = r"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">

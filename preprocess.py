@@ -89,6 +89,10 @@ MAX_DIFFERENCE = 0.08  # of tones, in deviations, of copies that were cut or sca
 MAX_EXACT_DIFFERENCE = 0.18  # of those that lie on each other unmoved: tone edits
 # ----------------------------------------------------------------------------
 
+
+# ----------------------------------------------------------------------------
+# Reading a picture
+# ----------------------------------------------------------------------------
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # Pillow's names
 SIGNATURES = (  # (where, bytes, what a file is that has them there)
     (4, b"ftyphei", "HEIC: not supported, convert it to JPEG"),
@@ -116,19 +120,12 @@ SIGNATURES = (  # (where, bytes, what a file is that has them there)
     (0, b"MM\0*", "TIFF: damaged or cut short"),
     (0, b"GIF8", "GIF: damaged or cut short"),
 )
-TABLES = ("manifest.jsonl", "failed.jsonl", "CREDITS.md", "factors.csv")  # no pictures
-VIEW_SIDE = 128  # pixels: what the checks look at
-MODEL_SIDE = 256  # pixels: what the person model takes and gives
-BACKGROUND_LEVEL = 200  # of 255: the light grey of BACKGROUND = "gray"
 
 
 class Rejected(Exception):
     """Why an input becomes no row, in words for a person."""
 
 
-# ----------------------------------------------------------------------------
-# Reading a picture
-# ----------------------------------------------------------------------------
 class Box(collections.namedtuple("Box", "left top right bottom")):
     """A rectangle in pixels of the upright picture; it may jut out of the picture."""
 
@@ -525,6 +522,10 @@ def cut(picture, box, room, size, color=None):
 # ----------------------------------------------------------------------------
 # The people in it
 # ----------------------------------------------------------------------------
+MODEL_SIDE = 256  # pixels: what the person model takes and gives
+BACKGROUND_LEVEL = 200  # of 255: the light grey of BACKGROUND = "gray"
+
+
 def get_model():
     """See to it that PERSON_MODEL is there and is the right one, or end the script."""
     path = Path(PERSON_MODEL)
@@ -731,6 +732,9 @@ def cut_people(picture, box, room, mask, masked):
 # ----------------------------------------------------------------------------
 # Its row
 # ----------------------------------------------------------------------------
+VIEW_SIDE = 128  # pixels: what the checks look at
+
+
 class Row:
     """What became of an input: pixels and how they were fitted, or else a reason.
 
@@ -1237,6 +1241,9 @@ def find_faults(rows, views):
 # ----------------------------------------------------------------------------
 # The inputs, and what is known of them
 # ----------------------------------------------------------------------------
+TABLES = ("manifest.jsonl", "failed.jsonl", "CREDITS.md", "factors.csv")  # no pictures
+
+
 def list_files():
     """List the files below INPUT, a folder.
 
@@ -1691,62 +1698,8 @@ def write_index(path, images_file, rows, known):
     write_table(path, header, lines)
 
 
-def prepare(sources, known):
-    """Write all files.
-
-    Returns:
-        How many pictures became rows, and a word on the others. Without any, only
-        rejected.csv and rejected.png are written, and what an earlier run left stays.
-    """
-    output = Path(OUTPUT_FILE)
-    figures = Path(FIGURE_DIR)
-    # The array and its index take their places last, one right after the other.
-    with (
-        replacing(output) as new_output,
-        replacing(output.with_name("images.csv")) as new_index,
-        replacing(figures / "dataset.png") as new_dataset,
-        replacing(figures / "fitted.png") as new_fitted,
-        tempfile.TemporaryFile(dir=output.parent) as views,
-        contextlib.closing(make_rows(sources)) as made,
-    ):
-        rows, rejected = write_array(new_output, made, views)
-        if rows and CHECKS and Path(INPUT).is_dir():
-            rows, faulty = take_out_faults(new_output, rows, views)
-            rejected += faulty
-        # These are written without any row as well: they say why there is none.
-        rejected.sort(key=lambda row: row.name)
-        with replacing(output.with_name("rejected.csv")) as new_rejected:
-            lines = [(row.name, row.reason) for row in rejected]
-            write_table(new_rejected, ["file", "reason"], lines)
-        with replacing(figures / "rejected.png") as new_figure:
-            plot_rejected(new_figure, rejected, sources)
-        if not rows:
-            explain_nothing(rejected)
-        write_index(new_index, new_output, rows, known)
-        plot_dataset(new_dataset, new_output)
-        plot_fitted(new_fitted, rows, sources, new_output)
-    return len(rows), describe(rejected)
-
-
-def describe(rejected):
-    """Return a few words on rejected Rows."""
-    if not rejected:
-        return "0 rejected"
-    examples = []
-    for row in rejected[:3]:
-        examples.append(f"{row.name!r}: {row.reason}")
-    return f"{len(rejected)} rejected, such as {'; '.join(examples)}"
-
-
-def explain_nothing(rejected):
-    """End the script: no input became a row."""
-    table = Path(OUTPUT_FILE).with_name("rejected.csv").resolve()
-    found = f"Found no usable picture in {find_input()} (INPUT)"
-    sys.exit(f"{found}: {describe(rejected)}. See {table} for each.")
-
-
 # ----------------------------------------------------------------------------
-# Settings and main
+# Checks of the settings
 # ----------------------------------------------------------------------------
 def check(good, name, value, expected):
     """End the script with a message if a setting is not what it has to be."""
@@ -1764,32 +1717,6 @@ def is_whole(value, low, high=1_000_000):
 def is_number(value, low, high=math.inf):
     """Return whether a value is a finite number from low to high, and no bool."""
     return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
-
-
-def open_stdout():
-    """Make stdout take any text, also in a notebook and where the shell closed it."""
-    if sys.stdout is None:  # closed by >&-
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout is no real stream
-        sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
-
-
-def stop(error, path):
-    """End the script with one message about an OSError, of stdout or of a file.
-
-    Args:
-        error: the OSError. Where it names no file, it was met in writing.
-        path: what was most likely being written then.
-    """
-    try:
-        print(flush=True)  # unbuffered, what was refused is gone: does it take a line?
-    except (OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
-        sys.exit(f"Cannot write to stdout: {error.strerror}. Mend it and run again.")
-    name = Path(error.filename or path).resolve()
-    name = name.with_name(name.name.removeprefix(f".{os.getpid()}-"))  # of replacing()
-    sys.exit(f"Cannot write {name}: {error.strerror or error}. Mend it and run again.")
 
 
 def check_settings():
@@ -1848,6 +1775,38 @@ def check_limits():
     check(is_number(MAX_EXACT_DIFFERENCE, 0), name, MAX_EXACT_DIFFERENCE, number)
 
 
+# ----------------------------------------------------------------------------
+# Messages and errors
+# ----------------------------------------------------------------------------
+def open_stdout():
+    """Make stdout take any text, also in a notebook and where the shell closed it."""
+    if sys.stdout is None:  # closed by >&-
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout is no real stream
+        sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
+
+
+def stop(error, path):
+    """End the script with one message about an OSError, of stdout or of a file.
+
+    Args:
+        error: the OSError. Where it names no file, it was met in writing.
+        path: what was most likely being written then.
+    """
+    try:
+        print(flush=True)  # unbuffered, what was refused is gone: does it take a line?
+    except (OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
+        sys.exit(f"Cannot write to stdout: {error.strerror}. Mend it and run again.")
+    name = Path(error.filename or path).resolve()
+    name = name.with_name(name.name.removeprefix(f".{os.getpid()}-"))  # of replacing()
+    sys.exit(f"Cannot write {name}: {error.strerror or error}. Mend it and run again.")
+
+
+# ----------------------------------------------------------------------------
+# All of it
+# ----------------------------------------------------------------------------
 def find_input():
     """Return what INPUT is, for messages: its resolved path, or "mnist"."""
     if INPUT == "mnist":
@@ -1878,6 +1837,60 @@ def announce(sources, left_out):
     if FIT == "crop" and is_folder and has_manifest:
         better = 'FIT = "person" and BACKGROUND = "gray"'
         print(f"Photographs of people come out better with {better}")
+
+
+def prepare(sources, known):
+    """Write all files.
+
+    Returns:
+        How many pictures became rows, and a word on the others. Without any, only
+        rejected.csv and rejected.png are written, and what an earlier run left stays.
+    """
+    output = Path(OUTPUT_FILE)
+    figures = Path(FIGURE_DIR)
+    # The array and its index take their places last, one right after the other.
+    with (
+        replacing(output) as new_output,
+        replacing(output.with_name("images.csv")) as new_index,
+        replacing(figures / "dataset.png") as new_dataset,
+        replacing(figures / "fitted.png") as new_fitted,
+        tempfile.TemporaryFile(dir=output.parent) as views,
+        contextlib.closing(make_rows(sources)) as made,
+    ):
+        rows, rejected = write_array(new_output, made, views)
+        if rows and CHECKS and Path(INPUT).is_dir():
+            rows, faulty = take_out_faults(new_output, rows, views)
+            rejected += faulty
+        # These are written without any row as well: they say why there is none.
+        rejected.sort(key=lambda row: row.name)
+        with replacing(output.with_name("rejected.csv")) as new_rejected:
+            lines = [(row.name, row.reason) for row in rejected]
+            write_table(new_rejected, ["file", "reason"], lines)
+        with replacing(figures / "rejected.png") as new_figure:
+            plot_rejected(new_figure, rejected, sources)
+        if not rows:
+            explain_nothing(rejected)
+        write_index(new_index, new_output, rows, known)
+        plot_dataset(new_dataset, new_output)
+        plot_fitted(new_fitted, rows, sources, new_output)
+    return len(rows), describe(rejected)
+
+
+def describe(rejected):
+    """Return a few words on rejected Rows."""
+    if not rejected:
+        return "0 rejected"
+    examples = []
+    for row in rejected[:3]:
+        examples.append(f"{row.name!r}: {row.reason}")
+    return f"{len(rejected)} rejected, such as {'; '.join(examples)}"
+
+
+def explain_nothing(rejected):
+    """End the script: no input became a row."""
+    table = Path(OUTPUT_FILE).with_name("rejected.csv").resolve()
+    found = f"Found no usable picture in {find_input()} (INPUT)"
+    sys.exit(f"{found}: {describe(rejected)}. See {table} for each.")
 
 
 def main():

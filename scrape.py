@@ -1551,38 +1551,6 @@ def markdown(text, address=None):
     return f"[{text}](<{address}>)"
 
 
-@contextlib.contextmanager
-def replacing(path):
-    """Yield a temporary path beside `path`, which takes its place on success.
-
-    Temporary files of `path` that runs left when they were killed go as well.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    for leftover in path.parent.glob(f".*-{glob.escape(path.name)}"):
-        pid = leftover.name[1:].partition("-")[0]
-        if pid.isdecimal() and not is_running(int(pid)):
-            leftover.unlink(missing_ok=True)
-
-
-def is_running(pid):
-    """Return whether a process of this number runs on this machine."""
-    if os.name == "nt":
-        return True  # os.kill would end it there: rather a file too many
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # it is another user's
-        return True
-    return True
-
-
 # ----------------------------------------------------------------------------
 # The crawl: icrawler runs the threads, what they do is our own
 # ----------------------------------------------------------------------------
@@ -2073,7 +2041,42 @@ def say(text):
 
 
 # ----------------------------------------------------------------------------
-# Checks before the first request, and main
+# Files
+# ----------------------------------------------------------------------------
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a temporary path beside `path`, which takes its place on success.
+
+    Temporary files of `path` that runs left when they were killed go as well.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for leftover in path.parent.glob(f".*-{glob.escape(path.name)}"):
+        pid = leftover.name[1:].partition("-")[0]
+        if pid.isdecimal() and not is_running(int(pid)):
+            leftover.unlink(missing_ok=True)
+
+
+def is_running(pid):
+    """Return whether a process of this number runs on this machine."""
+    if os.name == "nt":
+        return True  # os.kill would end it there: rather a file too many
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is another user's
+        return True
+    return True
+
+
+# ----------------------------------------------------------------------------
+# Checks of the settings
 # ----------------------------------------------------------------------------
 def check(good, name, value, expected):
     """End the script with a message if a setting is not what it has to be."""
@@ -2093,30 +2096,9 @@ def is_number(value, low, high=math.inf):
     return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
 
 
-def open_stdout():
-    """Make stdout take any text, also in a notebook and where the shell closed it."""
-    if sys.stdout is None:  # closed by >&-
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout is no real stream
-        sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
-
-
-def stop(error, path):
-    """End the script with one message about an OSError, of stdout or of a file.
-
-    Args:
-        error: the OSError. Where it names no file, it was met in writing.
-        path: what was most likely being written then.
-    """
-    try:
-        print(flush=True)  # unbuffered, what was refused is gone: does it take a line?
-    except (OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
-        sys.exit(f"Cannot write to stdout: {error.strerror}. Mend it and run again.")
-    name = Path(error.filename or path).resolve()
-    name = name.with_name(name.name.removeprefix(f".{os.getpid()}-"))  # of replacing()
-    sys.exit(f"Cannot write {name}: {error.strerror or error}. Mend it and run again.")
+def is_text(value, longest=1000):
+    """Return whether a value is a text, and not an empty or a very long one."""
+    return isinstance(value, str) and 0 < len(value.strip()) <= longest
 
 
 def check_settings():
@@ -2124,11 +2106,6 @@ def check_settings():
     check_search()
     check_manners()
     check_bounds()
-
-
-def is_text(value, longest=1000):
-    """Return whether a value is a text, and not an empty or a very long one."""
-    return isinstance(value, str) and 0 < len(value.strip()) <= longest
 
 
 def check_search():
@@ -2216,6 +2193,38 @@ def is_endpoint(address):
         return False
 
 
+# ----------------------------------------------------------------------------
+# Messages and errors
+# ----------------------------------------------------------------------------
+def open_stdout():
+    """Make stdout take any text, also in a notebook and where the shell closed it."""
+    if sys.stdout is None:  # closed by >&-
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout is no real stream
+        sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
+
+
+def stop(error, path):
+    """End the script with one message about an OSError, of stdout or of a file.
+
+    Args:
+        error: the OSError. Where it names no file, it was met in writing.
+        path: what was most likely being written then.
+    """
+    try:
+        print(flush=True)  # unbuffered, what was refused is gone: does it take a line?
+    except (OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
+        sys.exit(f"Cannot write to stdout: {error.strerror}. Mend it and run again.")
+    name = Path(error.filename or path).resolve()
+    name = name.with_name(name.name.removeprefix(f".{os.getpid()}-"))  # of replacing()
+    sys.exit(f"Cannot write {name}: {error.strerror or error}. Mend it and run again.")
+
+
+# ----------------------------------------------------------------------------
+# All of it
+# ----------------------------------------------------------------------------
 def check_environment():
     """Raise a SetupFailure if something on this machine would fail each request."""
     with contextlib.suppress(ImportError):  # Windows has no such limit

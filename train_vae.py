@@ -1077,7 +1077,7 @@ class Drawing(keras.callbacks.Callback):
 
 
 # ----------------------------------------------------------------------------
-# Files and settings
+# Files
 # ----------------------------------------------------------------------------
 @contextlib.contextmanager
 def replacing(path):
@@ -1109,68 +1109,6 @@ def is_running(pid):
     except (OSError, OverflowError):  # it is another user's
         return True
     return True
-
-
-def check(good, name, value, expected):
-    """End the script with a message if a setting is not what it has to be."""
-    if not good:
-        script = Path(__file__).name
-        text = f"{name} = {value!r}: expected {expected}"
-        sys.exit(f"{text}. Edit it at the top of {script}.")
-
-
-def is_whole(value, low, high=1_000_000):
-    """Return whether a value is a whole number from low to high, and no bool."""
-    return type(value) is int and low <= value <= high
-
-
-def is_number(value, low, high=math.inf):
-    """Return whether a value is a finite number from low to high, and no bool."""
-    return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
-
-
-def open_stdout():
-    """Make stdout take any text, also in a notebook and where the shell closed it."""
-    if sys.stdout is None:  # closed by >&-
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout is no real stream
-        sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
-
-
-def stop(error, path):
-    """End the script with one message about an OSError, of stdout or of a file.
-
-    Args:
-        error: the OSError. Where it names no file, it was met in writing.
-        path: what was most likely being written then.
-    """
-    try:
-        print(flush=True)  # unbuffered, what was refused is gone: does it take a line?
-    except (OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
-        sys.exit(f"Cannot write to stdout: {error.strerror}. Mend it and run again.")
-    name = Path(error.filename or path).resolve()
-    name = name.with_name(name.name.removeprefix(f".{os.getpid()}-"))  # of replacing()
-    sys.exit(f"Cannot write {name}: {error.strerror or error}. Mend it and run again.")
-
-
-def prepare_keras(precision):
-    """Set Keras as this script needs it, whatever keras.json or a notebook has set.
-
-    Args:
-        precision: dtype policy of layers that name none, for example "float32".
-    """
-    backend = keras.config.backend()
-    if backend != "tensorflow":
-        sys.exit(
-            f"Keras runs on {backend} in this session, expected tensorflow. "
-            "Run the script from a shell, or first in a new session."
-        )
-    keras.config.set_floatx("float32")
-    keras.config.set_image_data_format("channels_last")
-    keras.config.set_epsilon(1e-7)
-    keras.config.set_dtype_policy(precision)
 
 
 def read_images(path):
@@ -1317,6 +1255,27 @@ def save_models(folder, encoder, decoder, settings, figures):
         summary_file.write_text(text, encoding="utf-8", newline="\n")
 
 
+# ----------------------------------------------------------------------------
+# Checks of the settings
+# ----------------------------------------------------------------------------
+def check(good, name, value, expected):
+    """End the script with a message if a setting is not what it has to be."""
+    if not good:
+        script = Path(__file__).name
+        text = f"{name} = {value!r}: expected {expected}"
+        sys.exit(f"{text}. Edit it at the top of {script}.")
+
+
+def is_whole(value, low, high=1_000_000):
+    """Return whether a value is a whole number from low to high, and no bool."""
+    return type(value) is int and low <= value <= high
+
+
+def is_number(value, low, high=math.inf):
+    """Return whether a value is a finite number from low to high, and no bool."""
+    return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
+
+
 def check_settings():
     """End the script with a message if a setting is not what it has to be."""
     good = is_whole(LATENT_DIM, 2, 1024)
@@ -1343,8 +1302,55 @@ def check_settings():
 
 
 # ----------------------------------------------------------------------------
+# Messages and errors
+# ----------------------------------------------------------------------------
+def open_stdout():
+    """Make stdout take any text, also in a notebook and where the shell closed it."""
+    if sys.stdout is None:  # closed by >&-
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout is no real stream
+        sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
+
+
+def stop(error, path):
+    """End the script with one message about an OSError, of stdout or of a file.
+
+    Args:
+        error: the OSError. Where it names no file, it was met in writing.
+        path: what was most likely being written then.
+    """
+    try:
+        print(flush=True)  # unbuffered, what was refused is gone: does it take a line?
+    except (OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
+        sys.exit(f"Cannot write to stdout: {error.strerror}. Mend it and run again.")
+    name = Path(error.filename or path).resolve()
+    name = name.with_name(name.name.removeprefix(f".{os.getpid()}-"))  # of replacing()
+    sys.exit(f"Cannot write {name}: {error.strerror or error}. Mend it and run again.")
+
+
+# ----------------------------------------------------------------------------
 # All of it
 # ----------------------------------------------------------------------------
+def prepare_keras(precision):
+    """Set Keras as this script needs it, whatever keras.json or a notebook has set.
+
+    Args:
+        precision: dtype policy of layers that name none, for example "float32".
+    """
+    backend = keras.config.backend()
+    if backend != "tensorflow":
+        sys.exit(
+            f"Keras runs on {backend} in this session, expected tensorflow. "
+            "Run the script from a shell, or first in a new session."
+        )
+    keras.config.set_floatx("float32")
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_dtype_policy(precision)
+
+
 def choose_batch_size(num_train, num_held_out, strategy):
     """Return how many images a step takes on all devices together.
 
