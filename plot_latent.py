@@ -5,20 +5,25 @@
 Reads   MODEL_DIR/encoder.keras, decoder.keras and summary.json, of one training;
         INPUT_FILE, the array of that training, uint8 (N, H, W, C), and images.csv
         beside it, which tells what is known of the pictures: the colours of the map.
-Writes  into FIGURE_DIR; all but the map show decoded pictures only, none of the data:
-        latent_grid.png: GRID_SIZE x GRID_SIZE decoded codes, and latent_grid.jpg, the
-        same in 2000 pixels; latent_map.png: where the codes of the images lie;
-        traversals.png: a row a latent, where there are more than two; morph.gif: a
-        closed walk; latent_space.html: the same plane, to walk in without the web.
+Writes  FIGURE_DIR/latent_grid.png: GRID_SIZE x GRID_SIZE decoded codes.
+        latent_grid.jpg: the same in 2000 pixels.
+        latent_map.png: where the codes of the images lie.
+        traversals.png: a row a latent, where there are more than two.
+        morph.gif: a closed walk.
+        latent_space.html: the same plane, to walk in without the web.
+        No figure shows an image of the data: they are decoded pictures, and dots.
+Exits   with 0: done; 1: a message says what to mend; 130: stopped by Ctrl-C.
+
+Stopped, it leaves earlier figures as they were, each one whole.
 
 The plane that is drawn is that of z[0] and z[1], centred and scaled by the codes of the
 training images; other latents stay at the mean of their codes. The tiles of the grid
 are at quantiles of the normal distribution with that mean and deviation. Without the
-array, the plane is that of the prior. All takes 12 s for a model of 256 pixels and 600
-images on two cores.
+array, the plane is that of the prior. 600 images of 256 pixels take 12 s on two cores.
 
-The order of this file: loading, codes, plane, walk, then the five figures, the grid
-first; last the small helpers, main(), and the explorer's page.
+The file in order: loading; codes; the plane; the walk; the grid; the map; traversals;
+the animation; the explorer; files; checks of the settings; messages; main(); the
+explorer's page.
 """
 
 import base64

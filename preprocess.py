@@ -17,12 +17,15 @@ Writes  OUTPUT_FILE: uint8 (N, H, W, C), 0..255, RGB (C = 3) or grey (C = 1); wi
         FIGURE_DIR/dataset.png: the first pictures, 10 x 10.
         FIGURE_DIR/fitted.png, rejected.png: a sample of the originals with the squares
         that were cut, and of the rejected ones with the reasons: look at both.
+Exits   with 0: done; 1: a message says what to mend; 130: stopped by Ctrl-C.
 
-Rows are written as they are made, so that memory stays flat however many there are.
-While it runs, it needs 49 kB a picture on the disk of OUTPUT_FILE besides the array.
+Stopped, it leaves earlier files as they were. Rows are written as they are made, so
+that memory stays flat however many there are. While it runs, it needs 49 kB a picture
+on the disk of OUTPUT_FILE besides the array. 300 pictures take 6 s on two cores.
 
-The file in order: reading a picture, its content, squares, the people in it, its row,
-copies, what is known of the pictures, figures, files, settings and main().
+The file in order: reading a picture; its content; squares; the people in it; its row;
+copies; faults beside the others; the inputs; figures; files; checks of the settings;
+messages; main().
 """
 
 import collections
@@ -1209,7 +1212,7 @@ def find_copies(hashes, views, ranks):
 
 
 # ----------------------------------------------------------------------------
-# Beside the others
+# Faults that show beside the others
 # ----------------------------------------------------------------------------
 def find_faults(rows, views):
     """Give a reason to the Rows that are no good beside the others.

@@ -2,17 +2,21 @@
 
     python scrape.py
 
-Writes  OUT_DIR/NNNNNN.EXT: the bytes as downloaded, the extension by their content;
-        manifest.jsonl beside them: one line an image with its addresses, title,
-        creator, licence, engine, keyword, size, SHA-256 and time; failed.jsonl: the
-        addresses that failed for good; CREDITS.md: what the licences ask to be named.
+Reads   what the ENGINES answer; URL_FILE, with the engine "urls"; what earlier runs
+        left in OUT_DIR.
+Writes  OUT_DIR/NNNNNN.EXT: the bytes as downloaded, the extension by their content.
+        manifest.jsonl beside them: one line a picture with its addresses, title,
+        creator, licence, engine, keyword, size, SHA-256 and time.
+        failed.jsonl: the addresses that failed for good, and why.
+        CREDITS.md: what the licences ask to be named.
+Exits   with 0: done; 1: a message says what to mend; 130: stopped by Ctrl-C.
 
-Run again, it goes on where it was: nothing is saved twice or overwritten, and a picture
-deleted by hand stays away. By the pauses alone 1000 pictures take 8 to 17 minutes, and
-100 minutes from Wikimedia with an empty CONTACT.
+Stopped and run again, it goes on where it was: nothing is saved twice or overwritten,
+and a picture deleted by hand stays away. By the pauses alone 1000 pictures take 8 to 17
+minutes, and 100 minutes from Wikimedia with an empty CONTACT.
 
-The file in order: settings; what can fail; texts and licences; engines; asking a
-server; looking at a picture; the folder; the crawl; checks; main.
+The file in order: what can fail; texts and licences; engines; asking a server; looking
+at a picture; the folder; the crawl; files; checks of the settings; messages; main().
 """
 
 import collections

@@ -5,13 +5,19 @@
 Reads   INPUT_FILE: uint8 (N, H, W, C), C = 1 or 3, H = W a multiple of 4, 28 or more;
         while it trains a batch at a time, so that memory does not grow with N.
 Writes  MODEL_DIR/encoder.keras: (B, H, W, C) float32 in 0..1 -> [z_mean, z_log_var],
-        each (B, LATENT_DIM); decoder.keras: (B, LATENT_DIM) -> (B, H, W, C) float32 in
-        0..1; history.csv: a line an epoch; summary.json: settings, the id of the
-        array, versions, and how good the model is; backup.npz: to go on from.
+        each (B, LATENT_DIM).
+        decoder.keras: (B, LATENT_DIM) -> (B, H, W, C) float32 in 0..1.
+        history.csv: a line an epoch.
+        summary.json: settings, the id of the array, versions, how good the model is.
+        backup.npz: what is needed to go on after a stop.
         FIGURE_DIR/loss.png and reconstructions.png, every five epochs and at the end.
+Exits   with 0: done; 1: a message says what to mend; 130: stopped by Ctrl-C.
 
-Stopped at any moment, it goes on after the last whole epoch when it is run again. After
-Kingma and Welling, "Auto-Encoding Variational Bayes" (arXiv 1312.6114):
+Stopped and run again, it goes on after the last whole epoch. 50 epochs of 600 rows of
+256 pixels take three and a half minutes on two cores.
+
+The model is that of Kingma and Welling, "Auto-Encoding Variational Bayes" (arXiv
+1312.6114):
 
     z    = z_mean + exp(z_log_var / 2) * epsilon,  epsilon ~ N(0, I)
     loss = reconstruction_loss + KL_WEIGHT * kl_loss
@@ -23,7 +29,8 @@ negative ELBO divided by H * W * C. With more than two latents the first two are
 map; the others hold details and have a lower weight of their own.
 
 The file in order: the model; its doubling layer; its training; several devices; going
-on after a stop; how good it is; files and settings; train() and main().
+on after a stop; how good it is; files; checks of the settings; messages; train() and
+main().
 """
 
 import contextlib
