@@ -2094,7 +2094,7 @@ if __name__ == "__main__":
         main()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("Stopped: the figures are whole, run again.", file=sys.stderr)
+        print("Stopped: all figures are whole. Run again.", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
         stop(error, FIGURE_DIR)

@@ -834,7 +834,7 @@ def make_rows(sources):
 
     A terminal shows how far it is, how fast, and how much longer it takes.
     """
-    live = sys.stdout.isatty()
+    live = is_terminal()
     threads = os.cpu_count() or 1
     quiet = contextlib.nullcontext()
     if live:  # libtiff, for one, writes to stderr, which would break the live line
@@ -1173,9 +1173,8 @@ def find_copies(hashes, views, ranks):
         {number of a copy: number of the picture that stays}
     """
     order = sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)
-    live = sys.stdout.isatty()
     with (
-        rich.progress.Progress(disable=not live) as progress,
+        rich.progress.Progress(disable=not is_terminal()) as progress,
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as executor,
     ):
         # Searching is one half of the work that is shown, comparing the other.
@@ -1789,6 +1788,12 @@ def open_stdout():
         sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
 
 
+def is_terminal():
+    """Return whether somebody sees stdout as it grows, so that a bar may move there."""
+    # A window that stands for stdout need not have isatty.
+    return hasattr(sys.stdout, "isatty") and sys.stdout.isatty()
+
+
 def stop(error, path):
     """End the script with one message about an OSError, of stdout or of a file.
 
@@ -1933,7 +1938,7 @@ if __name__ == "__main__":
         main()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("Stopped: earlier files are as they were, run again.", file=sys.stderr)
+        print("Stopped: earlier files are as they were. Run again.", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
         stop(error, OUTPUT_FILE)

@@ -1936,11 +1936,11 @@ class SearchCrawler(icrawler.Crawler):
     def set_session(self, headers=None):  # icrawler calls it before it makes the parts
         self.session = self.search.session
 
-    def crawl(self, live, patient):
+    def crawl(self, progress, patient):
         """Run until nothing is left or the session halts, and show how far it is.
 
         Args:
-            live: the progress display.
+            progress: the bar on the terminal, see rich.
             patient: wait for hosts that were left, too.
         """
         search = self.search
@@ -1966,7 +1966,8 @@ class SearchCrawler(icrawler.Crawler):
                 self.signal.set(parser_exited=over, reach_max_num=halt.is_set())
                 count = len(search.folder.names)
                 text = f"{name} {count}/{MAX_NUM}"
-                live.update(live.task_ids[0], description=text, completed=count)
+                task = progress.task_ids[0]
+                progress.update(task, description=text, completed=count)
                 time.sleep(0.05)
         finally:
             search.seconds += time.monotonic() - begun
@@ -1974,10 +1975,10 @@ class SearchCrawler(icrawler.Crawler):
             raise search.trouble
 
 
-def crawl_all(searches, folder, live):
+def crawl_all(searches, folder, progress):
     """Run the searches, each keyword up to its share, then again without that limit."""
     share = math.ceil(MAX_NUM / len(KEYWORDS))
-    live.add_task("", total=MAX_NUM)
+    progress.add_task("", total=MAX_NUM)
     crawlers = [SearchCrawler(search) for search in searches]
     # Hosts that are left get their other chance in the second round, when most of the
     # time has passed that they are left for.
@@ -1989,7 +1990,7 @@ def crawl_all(searches, folder, live):
                 room = min(room, share - folder.count(search.keyword))
             if room > 0 and search.has_work():
                 folder.goal = len(folder.names) + room
-                crawler.crawl(live, patient=second_round)
+                crawler.crawl(progress, patient=second_round)
 
 
 def collect(engines, out_dir):
@@ -2009,9 +2010,10 @@ def collect(engines, out_dir):
         for keyword in keywords:
             searches.append(Search(engine, keyword, folder, session))
     try:
-        quiet = not sys.stdout.isatty()
-        with rich.progress.Progress(disable=quiet, transient=True) as live:
-            crawl_all(searches, folder, live)
+        with rich.progress.Progress(
+            disable=not is_terminal(), transient=True
+        ) as progress:
+            crawl_all(searches, folder, progress)
     finally:
         session.halt.set()
         folder.close()  # first, as stdout may be what fails
@@ -2206,6 +2208,12 @@ def open_stdout():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout is no real stream
         sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
+
+
+def is_terminal():
+    """Return whether somebody sees stdout as it grows, so that a bar may move there."""
+    # A window that stands for stdout need not have isatty.
+    return hasattr(sys.stdout, "isatty") and sys.stdout.isatty()
 
 
 def stop(error, path):

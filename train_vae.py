@@ -1319,6 +1319,12 @@ def open_stdout():
         sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
 
 
+def is_terminal():
+    """Return whether somebody sees stdout as it grows, so that a bar may move there."""
+    # A window that stands for stdout need not have isatty.
+    return hasattr(sys.stdout, "isatty") and sys.stdout.isatty()
+
+
 def stop(error, path):
     """End the script with one message about an OSError, of stdout or of a file.
 
@@ -1394,8 +1400,7 @@ def fit(vae, datasets, steps, callbacks, history, worker):
     verbose = 0  # worker 0 speaks for all
     if worker == 0:
         verbose = 2  # a line an epoch
-        # A window that stands for stdout need not have isatty.
-        if hasattr(sys.stdout, "isatty") and sys.stdout.isatty():
+        if is_terminal():
             verbose = 1  # a bar that moves
     try:
         vae.fit(
@@ -1496,7 +1501,7 @@ if __name__ == "__main__":
         main()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("Stopped: whole epochs are kept, run again to go on.", file=sys.stderr)
+        print("Stopped: whole epochs are kept. Run again to go on.", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
         stop(error, MODEL_DIR)

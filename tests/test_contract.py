@@ -6,8 +6,9 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from conftest import ROOT, SCRIPTS, read_settings, run_script
+from conftest import ROOT, SCRIPTS, copy_script, read_settings, run_script
 
 DEFAULTS = {
     "scrape": {
@@ -165,6 +166,40 @@ def test_importing_does_nothing(script, tmp_path):
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+WINDOW = """
+import runpy, sys
+class Window:
+    text = ""
+    def write(self, text): self.text += text
+    def flush(self): pass
+terminal, sys.stdout = sys.stdout, Window()
+try:
+    runpy.run_path(sys.argv[1], run_name="__main__")
+finally:
+    terminal.write(sys.stdout.text)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "edits"),
+    [
+        ("scrape", {"ENGINES": ("urls",), "URL_FILE": "list.txt", "MIN_NUM": 0}),
+        ("preprocess", {"INPUT": "x.npz", "IMAGE_SIZE": 28}),
+    ],
+)
+def test_scripts_run_where_stdout_is_no_real_stream(script, edits, tmp_path):
+    """As in IDLE: an object with write and flush only. (Trained so elsewhere.)"""
+    (tmp_path / "list.txt").touch()
+    np.savez(tmp_path / "x.npz", x_train=np.zeros((3, 28, 28), np.uint8))
+    copy_script(f"{script}.py", tmp_path, **edits)
+    command = [sys.executable, "-c", WINDOW, f"{script}.py"]
+    result = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "Wrote data" in result.stdout
 
 
 @pytest.mark.parametrize(

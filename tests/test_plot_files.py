@@ -600,7 +600,7 @@ def test_ctrl_c_ends_with_130_and_whole_files(copy):
     assert any(line.startswith("Drawing decoder_") for line in lines)
     process.send_signal(signal.SIGINT)
     _, message = process.communicate(timeout=60)
-    assert process.returncode == 130 and "run again" in message
+    assert process.returncode == 130 and "Run again" in message
     assert "Traceback" not in message
     figures = folder / "figures"
     names = {path.name for path in figures.iterdir()} if figures.exists() else set()

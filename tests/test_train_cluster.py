@@ -132,7 +132,7 @@ def test_ctrl_c_is_heard_while_others_are_awaited(tmp_path):
         waiting.send_signal(signal.SIGINT)
         _, stderr = waiting.communicate(timeout=60)
     assert waiting.returncode == 130
-    assert "Traceback" not in stderr and "run again" in stderr
+    assert "Traceback" not in stderr and "Run again" in stderr
 
 
 # ---------------------------------------------------------------------- devices

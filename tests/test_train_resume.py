@@ -322,7 +322,7 @@ def test_a_stopped_and_a_killed_training_go_on_as_if_nothing_had_been(
     done = len(read_history(tmp_path))
     assert stopped.returncode == 130 and done < 6
     assert f"{done} of 6 epochs are done." in stderr
-    assert "run again to go on" in stderr and "Traceback" not in stderr
+    assert "Run again to go on" in stderr and "Traceback" not in stderr
     assert not list(tmp_path.rglob(".*"))
 
     killed = start(tmp_path, **small())
