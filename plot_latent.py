@@ -1301,15 +1301,21 @@ def is_number(value, low, high=math.inf):
     return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
 
 
+def is_text(value, longest=1000):
+    """Return whether a value is a text, and not an empty or a very long one."""
+    return isinstance(value, str) and 0 < len(value.strip()) <= longest
+
+
 def check_settings():
-    """Check what can be checked before anything is read."""
+    """End the script with a message if a setting is not what it has to be."""
     for name, value in (
         ("INPUT_FILE", INPUT_FILE),
         ("MODEL_DIR", MODEL_DIR),
         ("FIGURE_DIR", FIGURE_DIR),
     ):
-        check(type(value) is str and value != "", name, value, "a path as text")
-    check(is_whole(GRID_SIZE, 2, 40), "GRID_SIZE", GRID_SIZE, "a whole number, 2 to 40")
+        check(is_text(value), name, value, "a path in quotes")
+    expected = "a whole number from 2 to 40"
+    check(is_whole(GRID_SIZE, 2, 40), "GRID_SIZE", GRID_SIZE, expected)
     good = type(QUANTILES) in (tuple, list) and len(QUANTILES) == 2
     if good:
         low, high = QUANTILES

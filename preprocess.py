@@ -1721,6 +1721,11 @@ def is_number(value, low, high=math.inf):
     return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
 
 
+def is_text(value, longest=1000):
+    """Return whether a value is a text, and not an empty or a very long one."""
+    return isinstance(value, str) and 0 < len(value.strip()) <= longest
+
+
 def check_settings():
     """End the script with a message if a setting is not what it has to be."""
     for name, value in (
@@ -1728,53 +1733,66 @@ def check_settings():
         ("OUTPUT_FILE", OUTPUT_FILE),
         ("FIGURE_DIR", FIGURE_DIR),
         ("PERSON_MODEL", PERSON_MODEL),
+    ):
+        check(is_text(value), name, value, "a path in quotes")
+    for name, value in (
         ("PERSON_MODEL_URL", PERSON_MODEL_URL),
         ("PERSON_MODEL_SHA256", PERSON_MODEL_SHA256),
     ):
-        check(type(value) is str and value != "", name, value, "a text")
-    check(OUTPUT_FILE.endswith(".npy"), "OUTPUT_FILE", OUTPUT_FILE, "a .npy file")
-    is_size = is_whole(IMAGE_SIZE, 28, 4096) and IMAGE_SIZE % 4 == 0
-    size = "a multiple of 4 from 28 to 4096"
-    check(is_size, "IMAGE_SIZE", IMAGE_SIZE, size)
-    check(COLOR in ("rgb", "gray"), "COLOR", COLOR, '"rgb" or "gray"')
-    fits = '"crop", "person", "pad" or "stretch"'
-    if FIT == "subject":
-        fits += ' ("subject" went: "person" finds people, and finds them better)'
-    check(FIT in ("crop", "person", "pad", "stretch"), "FIT", FIT, fits)
-    backgrounds = '"keep" or "gray"'
-    check(BACKGROUND in ("keep", "gray"), "BACKGROUND", BACKGROUND, backgrounds)
-    takes_array = INPUT == "mnist" or Path(INPUT).is_file()
-    need = f"another word, because INPUT is {INPUT!r}: "
-    need += "arrays are taken whole or by their centre"
-    check(FIT != "person" or not takes_array, "FIT", FIT, need)
-    can_be_gray = BACKGROUND == "keep" or FIT == "person"
-    need = f'"keep", because FIT is {FIT!r}: with "person" the background can be grey'
-    check(can_be_gray, "BACKGROUND", BACKGROUND, need)
+        check(is_text(value), name, value, "a text in quotes")
+    good = OUTPUT_FILE.endswith(".npy")
+    check(good, "OUTPUT_FILE", OUTPUT_FILE, 'a path that ends in ".npy"')
+    good = is_whole(IMAGE_SIZE, 28, 4096) and IMAGE_SIZE % 4 == 0
+    check(good, "IMAGE_SIZE", IMAGE_SIZE, "a multiple of 4 from 28 to 4096")
+    names = ("rgb", "gray")
+    check(COLOR in names, "COLOR", COLOR, f"one of {names}")
+    check_fit()
     check(type(MIRROR) is bool, "MIRROR", MIRROR, "True or False")
     check(type(CHECKS) is bool, "CHECKS", CHECKS, "True or False")
-    whole = "a whole number, 0 or more"
-    check(is_whole(MIN_SIDE, 0), "MIN_SIDE", MIN_SIDE, whole)
-    check(is_whole(MAX_PIXELS, 0, 10**10), "MAX_PIXELS", MAX_PIXELS, whole)
-    check(is_whole(SEED, 0, 2**63), "SEED", SEED, whole)
+    expected = "a whole number from 0 to 1,000,000"
+    check(is_whole(MIN_SIDE, 0), "MIN_SIDE", MIN_SIDE, expected)
+    expected = "a whole number from 0 to 10,000,000,000"
+    check(is_whole(MAX_PIXELS, 0, 10**10), "MAX_PIXELS", MAX_PIXELS, expected)
+    expected = "a whole number from 0 to 2**63"
+    check(is_whole(SEED, 0, 2**63), "SEED", SEED, expected)
     check_limits()
 
 
+def check_fit():
+    """Check what is cut out of a picture: FIT and BACKGROUND."""
+    names = ("crop", "person", "pad", "stretch")
+    expected = f"one of {names}"
+    if FIT == "subject":
+        expected += ' ("subject" went: "person" finds people, and finds them better)'
+    check(FIT in names, "FIT", FIT, expected)
+    if INPUT == "mnist" or Path(INPUT).is_file():
+        expected = f"another word, because INPUT is {INPUT!r}: "
+        expected += "arrays are taken whole or by their centre"
+        check(FIT != "person", "FIT", FIT, expected)
+    names = ("keep", "gray")
+    check(BACKGROUND in names, "BACKGROUND", BACKGROUND, f"one of {names}")
+    good = BACKGROUND == "keep" or FIT == "person"
+    expected = f'"keep", because FIT is {FIT!r}: with "person" it can be "gray"'
+    check(good, "BACKGROUND", BACKGROUND, expected)
+
+
 def check_limits():
-    """End the script with a message if a limit of the checks is not a number."""
-    share = "a number from 0 to 1"
-    check(is_number(MIN_PERSON, 0, 1), "MIN_PERSON", MIN_PERSON, share)
+    """Check the limits by which pictures are rejected."""
+    expected = "a number from 0 to 1"
+    check(is_number(MIN_PERSON, 0, 1), "MIN_PERSON", MIN_PERSON, expected)
     check(is_number(MARGIN, 1, 10), "MARGIN", MARGIN, "a number from 1 to 10")
-    levels = "a whole number from 0 to 255"
-    check(is_whole(BORDER_LEVELS, 0, 255), "BORDER_LEVELS", BORDER_LEVELS, levels)
-    number = "a number, 0 or more"
-    check(is_number(MIN_CONTRAST, 0), "MIN_CONTRAST", MIN_CONTRAST, number)
+    expected = "a whole number from 0 to 255"
+    check(is_whole(BORDER_LEVELS, 0, 255), "BORDER_LEVELS", BORDER_LEVELS, expected)
+    expected = "a whole number from 0 to 64"
+    check(is_whole(HASH_BITS, 0, 64), "HASH_BITS", HASH_BITS, expected)
     check(is_number(MAX_ASPECT, 1), "MAX_ASPECT", MAX_ASPECT, "a number, 1 or more")
-    check(is_number(MIN_SHARPNESS, 0), "MIN_SHARPNESS", MIN_SHARPNESS, number)
-    bits = "a whole number from 0 to 64"
-    check(is_whole(HASH_BITS, 0, 64), "HASH_BITS", HASH_BITS, bits)
-    check(is_number(MAX_DIFFERENCE, 0), "MAX_DIFFERENCE", MAX_DIFFERENCE, number)
-    name = "MAX_EXACT_DIFFERENCE"
-    check(is_number(MAX_EXACT_DIFFERENCE, 0), name, MAX_EXACT_DIFFERENCE, number)
+    for name, value in (
+        ("MIN_CONTRAST", MIN_CONTRAST),
+        ("MIN_SHARPNESS", MIN_SHARPNESS),
+        ("MAX_DIFFERENCE", MAX_DIFFERENCE),
+        ("MAX_EXACT_DIFFERENCE", MAX_EXACT_DIFFERENCE),
+    ):
+        check(is_number(value, 0), name, value, "a number, 0 or more")
 
 
 # ----------------------------------------------------------------------------

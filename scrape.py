@@ -2117,7 +2117,10 @@ def check_settings():
 def check_search():
     """Check what is searched, and where it goes."""
     # Each line looks at the type first: a wrong one would raise in what follows.
-    for name, value in (("OUT_DIR", OUT_DIR), ("URL_FILE", URL_FILE)):
+    for name, value in (
+        ("OUT_DIR", OUT_DIR),
+        ("URL_FILE", URL_FILE),
+    ):
         check(is_text(value), name, value, "a path in quotes")
     good = type(KEYWORDS) is tuple and len(KEYWORDS) > 0
     good = good and all(is_text(keyword, 200) for keyword in KEYWORDS)
@@ -2133,7 +2136,8 @@ def check_search():
     words = ("noncommercial", "commercial", "noncommercial,modify", "commercial,modify")
     good = LICENSE is None or LICENSE in words
     check(good, "LICENSE", LICENSE, f"None or one of {words}")
-    check(is_whole(MAX_NUM, 1), "MAX_NUM", MAX_NUM, "a whole number from 1 up")
+    expected = "a whole number from 1 to 1,000,000"
+    check(is_whole(MAX_NUM, 1), "MAX_NUM", MAX_NUM, expected)
     good = is_whole(MIN_NUM, 0, MAX_NUM)
     check(good, "MIN_NUM", MIN_NUM, "a whole number from 0 to MAX_NUM")
     good = type(MIN_SIZE) is tuple and len(MIN_SIZE) == 2
@@ -2149,12 +2153,13 @@ def check_manners():
     check(good, "CONTACT", CONTACT, "plain letters in quotes")
     good = isinstance(HOST_DELAY, dict)
     good = good and all(is_number(value, 0, 86_400) for value in HOST_DELAY.values())
-    check(good, "HOST_DELAY", HOST_DELAY, "seconds for each host, 0 or more")
+    check(good, "HOST_DELAY", HOST_DELAY, "seconds from 0 to 86,400 for each host")
     for name, value in (
-        ("DEFAULT_DELAY", DEFAULT_DELAY), ("BUSY_PAUSE", BUSY_PAUSE),
+        ("DEFAULT_DELAY", DEFAULT_DELAY),
+        ("BUSY_PAUSE", BUSY_PAUSE),
         ("LEFT_PAUSE", LEFT_PAUSE),
-    ):  # fmt: skip
-        check(is_number(value, 0, 86_400), name, value, "seconds, 0 or more")
+    ):
+        check(is_number(value, 0, 86_400), name, value, "seconds from 0 to 86,400")
     # A longer pause would be worth another run.
     good = type(PAUSES) is tuple and len(PAUSES) > 0
     good = good and all(is_number(value, 0, 60) for value in PAUSES)
@@ -2163,23 +2168,28 @@ def check_manners():
     good = good and all(is_whole(value, 1) for value in PAGE_BUDGET.values())
     for engine in ENGINES:
         good = good and (engine == "urls" or engine in PAGE_BUDGET)
-    expected = "a whole number from 1 up for each engine"
+    expected = "a whole number from 1 to 1,000,000 for each engine"
     check(good, "PAGE_BUDGET", PAGE_BUDGET, expected)
 
 
 def check_bounds():
     """Check the bounds on what comes in, and the network."""
     for name, value in (
-        ("HOST_CONCURRENCY", HOST_CONCURRENCY), ("MAX_BYTES", MAX_BYTES),
-        ("MAX_PIXELS", MAX_PIXELS), ("MAX_SCANS", MAX_SCANS), ("MAX_TEXT", MAX_TEXT),
+        ("HOST_CONCURRENCY", HOST_CONCURRENCY),
+        ("MAX_BYTES", MAX_BYTES),
+        ("MAX_PIXELS", MAX_PIXELS),
+        ("MAX_SCANS", MAX_SCANS),
+        ("MAX_TEXT", MAX_TEXT),
         ("DOWNLOADER_THREADS", DOWNLOADER_THREADS),
-    ):  # fmt: skip
-        check(is_whole(value, 1, 10**9), name, value, "a whole number from 1 up")
+    ):
+        expected = "a whole number from 1 to 1,000,000,000"
+        check(is_whole(value, 1, 10**9), name, value, expected)
     for name, value in (
-        ("REQUEST_TIMEOUT", REQUEST_TIMEOUT), ("IMAGE_DEADLINE", IMAGE_DEADLINE),
+        ("REQUEST_TIMEOUT", REQUEST_TIMEOUT),
+        ("IMAGE_DEADLINE", IMAGE_DEADLINE),
         ("PAGE_TIMEOUT", PAGE_TIMEOUT),
-    ):  # fmt: skip
-        check(is_number(value, 0.1, 86_400), name, value, "seconds, 0.1 or more")
+    ):
+        check(is_number(value, 0.1, 86_400), name, value, "seconds from 0.1 to 86,400")
     good = type(ALLOW_PRIVATE_HOSTS) is bool
     check(good, "ALLOW_PRIVATE_HOSTS", ALLOW_PRIVATE_HOSTS, "True or False")
     # The others may be missing or wrong: nobody asks them.

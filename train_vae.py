@@ -1283,18 +1283,30 @@ def is_number(value, low, high=math.inf):
     return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
 
 
+def is_text(value, longest=1000):
+    """Return whether a value is a text, and not an empty or a very long one."""
+    return isinstance(value, str) and 0 < len(value.strip()) <= longest
+
+
 def check_settings():
     """End the script with a message if a setting is not what it has to be."""
-    good = is_whole(LATENT_DIM, 2, 1024)
-    check(good, "LATENT_DIM", LATENT_DIM, "a whole number, 2 to 1024")
+    for name, value in (
+        ("INPUT_FILE", INPUT_FILE),
+        ("MODEL_DIR", MODEL_DIR),
+        ("FIGURE_DIR", FIGURE_DIR),
+    ):
+        check(is_text(value), name, value, "a path in quotes")
+    expected = "a whole number from 2 to 1024"
+    check(is_whole(LATENT_DIM, 2, 1024), "LATENT_DIM", LATENT_DIM, expected)
     good = isinstance(FILTERS, (tuple, list)) and len(FILTERS) > 0
     good = good and all(is_whole(width, 1, 4096) for width in FILTERS)
     check(good, "FILTERS", FILTERS, "channels from 1 to 4096, such as (32, 64, 128)")
     names = ("leaky_relu", "silu")
     check(ACTIVATION in names, "ACTIVATION", ACTIVATION, f"one of {names}")
     check(is_number(KL_WEIGHT, 0, 10), "KL_WEIGHT", KL_WEIGHT, "a number from 0 to 10")
-    check(is_whole(EPOCHS, 1), "EPOCHS", EPOCHS, "a whole number from 1 up")
-    check(is_whole(BATCH_SIZE, 1), "BATCH_SIZE", BATCH_SIZE, "a whole number from 1 up")
+    expected = "a whole number from 1 to 1,000,000"
+    check(is_whole(EPOCHS, 1), "EPOCHS", EPOCHS, expected)
+    check(is_whole(BATCH_SIZE, 1), "BATCH_SIZE", BATCH_SIZE, expected)
     names = ("adam", "rmsprop", "sgd")
     check(OPTIMIZER in names, "OPTIMIZER", OPTIMIZER, f"one of {names}")
     good = LEARNING_RATE is None
@@ -1302,10 +1314,12 @@ def check_settings():
         good = is_number(LEARNING_RATE, 0, 100) and LEARNING_RATE > 0
     check(good, "LEARNING_RATE", LEARNING_RATE, "None or a number above 0, up to 100")
     good = is_whole(VALIDATION_IMAGES, 2) and VALIDATION_IMAGES % 2 == 0
-    check(good, "VALIDATION_IMAGES", VALIDATION_IMAGES, "an even number above 0")
+    expected = "an even number from 2 to 1,000,000"
+    check(good, "VALIDATION_IMAGES", VALIDATION_IMAGES, expected)
     names = ("float32", "mixed_bfloat16", "mixed_float16")
     check(PRECISION in names, "PRECISION", PRECISION, f"one of {names}")
-    check(is_whole(SEED, 0, 2**32 - 1), "SEED", SEED, "a whole number from 0 up")
+    expected = "a whole number from 0 to 2**32 - 1"
+    check(is_whole(SEED, 0, 2**32 - 1), "SEED", SEED, expected)
 
 
 # ----------------------------------------------------------------------------

@@ -396,10 +396,10 @@ def test_no_model_ends_with_a_message_and_no_traceback(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"GRID_SIZE": 1}, "GRID_SIZE = 1: expected a whole number, 2 to 40"),
-        ({"GRID_SIZE": 15.0}, "GRID_SIZE = 15.0: expected a whole number, 2 to 40"),
-        ({"MODEL_DIR": None}, "MODEL_DIR = None: expected a path as text"),
-        ({"FIGURE_DIR": ""}, "FIGURE_DIR = '': expected a path as text"),
+        ({"GRID_SIZE": 1}, "GRID_SIZE = 1: expected a whole number from 2 to 40"),
+        ({"GRID_SIZE": 15.0}, "GRID_SIZE = 15.0: expected a whole number from 2 to 40"),
+        ({"MODEL_DIR": None}, "MODEL_DIR = None: expected a path in quotes"),
+        ({"FIGURE_DIR": ""}, "FIGURE_DIR = '': expected a path in quotes"),
         ({"QUANTILES": 0.05}, "QUANTILES = 0.05: expected two"),
         ({"QUANTILES": (0.9, 0.1)}, "QUANTILES = (0.9, 0.1)"),
         ({"QUANTILES": (0, 1)}, "QUANTILES = (0, 1)"),

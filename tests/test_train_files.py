@@ -512,6 +512,9 @@ def test_bad_arrays_end_with_one_message(kind, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("INPUT_FILE", None),
+        ("MODEL_DIR", 5),
+        ("FIGURE_DIR", " "),
         ("LATENT_DIM", 1),
         ("LATENT_DIM", "2"),
         ("EPOCHS", 50.0),
