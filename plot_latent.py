@@ -130,19 +130,19 @@ def load_models(folder):
         decoder = load_model(folder / "decoder.keras")
         check_pair(encoder, decoder)
     except (ValueError, AttributeError) as error:  # not every model has shapes
-        remedy = "Run train_vae.py first."
+        remedy = "Run train_vae.py again."
         sys.exit(f"Cannot use {folder} (MODEL_DIR): {error}. {remedy}")
     return encoder, decoder
 
 
 def load_model(path):
-    """Load a Keras model.
+    """Load a Keras model, or end with a message if there is none.
 
     Raises:
-        ValueError: It is missing, or cannot be read, or its weights are not finite.
+        ValueError: It cannot be read, or its weights are not finite.
     """
     if not path.exists():
-        raise ValueError(f"there is no {path.name}")
+        sys.exit(f"Found no {path} (MODEL_DIR). Run train_vae.py first.")
     try:
         with quiet():
             model = keras.saving.load_model(path, compile=False)
@@ -208,9 +208,9 @@ def read_summary(path, model_id, latent_dim):
         elif summary.get("model_id") != model_id:
             reason = f"it is not of the model {model_id}"
     except (OSError, ValueError, RecursionError) as error:
-        reason = tell(error)
+        reason = describe_error(error)
     if reason:
-        print(f"Without {path}: {reason}. Run train_vae.py again.")
+        print(f"Drawing without {path}: {reason}. Run train_vae.py again.")
         summary = {}
     settings = summary.get("settings")
     if not isinstance(settings, dict):
@@ -273,9 +273,9 @@ def open_images(path, shape, summary):
         images = np.load(path, mmap_mode="r", allow_pickle=False)
         if images.shape[1:] != shape:
             sys.exit(
-                f"{path} (INPUT_FILE) holds images of {images.shape[1:]}, the model "
-                f"takes {shape}. Run train_vae.py on this array, or preprocess.py as "
-                "before."
+                f"Cannot use {path} (INPUT_FILE): it holds images of "
+                f"{images.shape[1:]}, expected {shape} as the model has. Run "
+                "train_vae.py on this array, or preprocess.py as before."
             )
         if summary["images_id"] is None or summary["num_train"] is None:
             raise ValueError("summary.json does not tell of which array the model is")
@@ -287,7 +287,7 @@ def open_images(path, shape, summary):
             raise ValueError("it does not fit to what summary.json tells")
     except Exception as error:  # damaged files raise nearly anything
         print(
-            f"Without the array: {path} (INPUT_FILE) cannot be used: {tell(error)}. "
+            f"Drawing without {path} (INPUT_FILE): {describe_error(error)}. "
             "Run preprocess.py and train_vae.py."
         )
         return nothing
@@ -312,7 +312,7 @@ def read_index(path, num_rows, images_id):
             raise ValueError("it has no column 'file'")
     except (OSError, ValueError, csv.Error) as error:
         remedy = "Run preprocess.py again, and train_vae.py if the array changes."
-        print(f"Without what is known of the images: {path}: {tell(error)}. {remedy}")
+        print(f"Drawing without {path}: {describe_error(error)}. {remedy}")
         return []
     return index
 
@@ -335,7 +335,8 @@ def encode(encoder, images, rows):
         batch = mapped[rows[start : start + 8]] / np.float32(255)
         codes[start : start + 8] = encoder.predict_on_batch(batch)[0]
     if not np.isfinite(codes).all():
-        sys.exit("The model is not finite: codes are NaN or inf. Run train_vae.py.")
+        text = "The model is not finite: its codes are NaN or inf."
+        sys.exit(f"{text} Run train_vae.py again.")
     return codes
 
 
@@ -347,7 +348,8 @@ def decode(decoder, codes):
     for start in range(0, len(codes), 8):
         batch = decoder.predict_on_batch(codes[start : start + 8])
         if not np.isfinite(batch).all():
-            sys.exit("The model is not finite: its pictures are NaN. Run train_vae.py.")
+            text = "The model is not finite: its pictures are NaN."
+            sys.exit(f"{text} Run train_vae.py again.")
         images[start : start + 8] = np.rint(batch * 255)
     return images
 
@@ -1249,7 +1251,7 @@ def figure_file(path, text, failures):
         with replacing(path) as temporary:
             yield temporary
     except Exception as error:
-        failures.append(f"{path.name} ({tell(error)})")
+        failures.append(f"{path.name} ({describe_error(error)})")
         return
     size = path.stat().st_size / 1e6
     seconds = time.perf_counter() - start
@@ -1340,12 +1342,13 @@ def open_stdout():
         sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
 
 
-def tell(error):
-    """Return what an error says, in one line."""
+def describe_error(error):
+    """Return what an exception says, in one line; of an OSError its reason alone."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror
     text = " ".join(text.split())[:300]
+    # The others say little without their names: a KeyError holds only the key.
     if not text or not isinstance(error, (OSError, ValueError, ArithmeticError)):
         text = f"{type(error).__name__}: {text}"
     return text
@@ -1358,15 +1361,16 @@ def stop(error, path):
         error: the OSError. Where it names no file, it was met in writing.
         path: what was most likely being written then.
     """
+    reason = describe_error(error)
     try:
         print(flush=True)  # unbuffered, what was refused is gone: does it take a line?
     except (OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
-        sys.exit(f"Cannot write to stdout: {error.strerror}. Mend it and run again.")
+        sys.exit(f"Cannot write to stdout: {reason}. Mend it and run again.")
     name = Path(error.filename or path).resolve()
     name = name.with_name(name.name.removeprefix(f".{os.getpid()}-"))  # of replacing()
-    sys.exit(f"Cannot write {name}: {error.strerror or error}. Mend it and run again.")
+    sys.exit(f"Cannot write {name}: {reason}. Mend it and run again.")
 
 
 # ----------------------------------------------------------------------------
@@ -1460,7 +1464,8 @@ def main():
     if failures:
         names = "; ".join(failures)
         where = figure_dir.resolve()
-        sys.exit(f"Cannot draw {names}. What stood there before, in {where}, stays.")
+        remedy = "Earlier figures are as they were. Mend it and run again."
+        sys.exit(f"Cannot draw {names} in {where}. {remedy}")
 
 
 # ----------------------------------------------------------------------------

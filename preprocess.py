@@ -199,7 +199,7 @@ def read_picture(path, least_side):
         raise Rejected("too large for the memory of this machine") from None
     except Exception as error:  # for damaged bytes Pillow's decoders raise nearly any
         if getattr(error, "errno", None):  # the system's: it may not be read
-            raise Rejected(f"cannot be read: {error.strerror}") from None
+            raise Rejected(f"cannot be read: {describe_error(error)}") from None
         if "truncated" in str(error):
             return read_cut_jpeg(path, least_side)
         raise Rejected("damaged: its pixels cannot be decoded") from None
@@ -550,22 +550,22 @@ def get_model():
         model = path.read_bytes()
     except OSError as error:  # a folder, or it may not be read
         sys.exit(
-            f"Cannot read {path.resolve()} (PERSON_MODEL): {error.strerror}. "
+            f"Cannot use {path.resolve()} (PERSON_MODEL): {describe_error(error)}. "
             f"Move it away. {by_hand}"
         )
     found = hashlib.sha256(model).hexdigest()
     if found != PERSON_MODEL_SHA256:
         sys.exit(
-            f"{path.resolve()} (PERSON_MODEL) has the SHA-256 {found}, not the one of "
-            f"PERSON_MODEL_SHA256. It stays as it is. Move it away. {by_hand}"
+            f"Cannot use {path.resolve()} (PERSON_MODEL): it has the SHA-256 {found}, "
+            f"not PERSON_MODEL_SHA256. It stays as it is. Move it away. {by_hand}"
         )
     # Tried here, so that a model that does not run is one message and not one a thread.
     try:
         run_model(np.zeros((MODEL_SIDE, MODEL_SIDE, 3), np.uint8))
     except (cv2.error, ValueError) as error:
         sys.exit(
-            f"{path.resolve()} (PERSON_MODEL) cannot be run by OpenCV "
-            f"{cv2.__version__}: {' '.join(str(error).split())}. {by_hand}"
+            f"Cannot use {path.resolve()} (PERSON_MODEL): OpenCV {cv2.__version__} "
+            f"cannot run it: {describe_error(error)}. {by_hand}"
         )
 
 
@@ -777,7 +777,7 @@ def make_row(name, source):
     except Rejected as reason:
         row.reason = str(reason)
     except OSError as error:  # its folder may not be entered, or it is gone by now
-        row.reason = f"cannot be read: {error.strerror}"
+        row.reason = f"cannot be read: {describe_error(error)}"
     return row
 
 
@@ -1324,7 +1324,7 @@ def load_arrays():
             arrays["x_train"], labels["x_train"] = train
             arrays["x_test"], labels["x_test"] = test
         elif not zipfile.is_zipfile(INPUT):
-            raise ValueError("no such folder or .npz file")
+            raise ValueError("it is no folder, and no .npz file")
         else:
             with np.load(INPUT, allow_pickle=False) as archive:
                 if "x_train" not in archive:
@@ -1812,6 +1812,18 @@ def is_terminal():
     return hasattr(sys.stdout, "isatty") and sys.stdout.isatty()
 
 
+def describe_error(error):
+    """Return what an exception says, in one line; of an OSError its reason alone."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    text = " ".join(text.split())[:300]
+    # The others say little without their names: a KeyError holds only the key.
+    if not text or not isinstance(error, (OSError, ValueError, ArithmeticError)):
+        text = f"{type(error).__name__}: {text}"
+    return text
+
+
 def stop(error, path):
     """End the script with one message about an OSError, of stdout or of a file.
 
@@ -1819,15 +1831,16 @@ def stop(error, path):
         error: the OSError. Where it names no file, it was met in writing.
         path: what was most likely being written then.
     """
+    reason = describe_error(error)
     try:
         print(flush=True)  # unbuffered, what was refused is gone: does it take a line?
     except (OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
-        sys.exit(f"Cannot write to stdout: {error.strerror}. Mend it and run again.")
+        sys.exit(f"Cannot write to stdout: {reason}. Mend it and run again.")
     name = Path(error.filename or path).resolve()
     name = name.with_name(name.name.removeprefix(f".{os.getpid()}-"))  # of replacing()
-    sys.exit(f"Cannot write {name}: {error.strerror or error}. Mend it and run again.")
+    sys.exit(f"Cannot write {name}: {reason}. Mend it and run again.")
 
 
 # ----------------------------------------------------------------------------
@@ -1927,10 +1940,13 @@ def main():
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata is no news here
     cv2.setNumThreads(1)  # the threads work on different pictures instead
     remedy = "Run scrape.py first, or tests/draw_athletes.py, or name an .npz file."
+    if INPUT != "mnist" and not Path(INPUT).exists():
+        sys.exit(f"Found no {find_input()} (INPUT). {remedy}")
     try:
         sources, known, left_out = list_sources()
     except (ValueError, OSError) as error:
-        sys.exit(f"Cannot use {find_input()} (INPUT): {error}. {remedy}")
+        reason = describe_error(error)
+        sys.exit(f"Cannot use {find_input()} (INPUT): {reason}. {remedy}")
     if not sources:
         sys.exit(f"Found no file in {find_input()} (INPUT). {remedy}")
     if FIT == "person":

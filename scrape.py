@@ -651,10 +651,16 @@ class UrlList(Engine):
                     lines.append(line)
             # Now, and not after hours of another engine.
             self.tasks = self.read_items(lines)
+        except FileNotFoundError:
+            raise SetupFailure(
+                f"Found no {path.resolve()} (URL_FILE). Write an address a line into "
+                "it, or name a manifest.jsonl."
+            ) from None
         except (OSError, ValueError) as error:
-            expected = "Give it an address a line, or a manifest.jsonl"
-            text = f"Cannot read {path.resolve()} (URL_FILE): {clean(error)}"
-            raise SetupFailure(f"{text}. {expected}.") from None
+            raise SetupFailure(
+                f"Cannot use {path.resolve()} (URL_FILE): {describe_error(error)}. "
+                "Expected an address a line, or a manifest.jsonl."
+            ) from None
 
     def first_pages(self, keyword):
         return [{"start": 0}]
@@ -1342,7 +1348,7 @@ class Folder:
             ) from None
         except OSError as error:  # network drives and Colab's have none
             self.notes.append(
-                f"{self.path} cannot be locked ({error.strerror}): "
+                f"{self.path} cannot be locked ({describe_error(error)}): "
                 "make sure that no other scrape.py is at work there."
             )
 
@@ -1358,8 +1364,8 @@ class Folder:
             torn = file.read().rpartition(b"\n")[2]
         if b"\0" in head:  # before anything is cut off from it
             raise SetupFailure(
-                f"Cannot read {path}: expected JSON lines in UTF-8, not UTF-16. "
-                "Save it in UTF-8, or move it away."
+                f"Cannot use {path}: it seems to be in UTF-16, expected JSON lines in "
+                "UTF-8. Save it in UTF-8, or move it away."
             )
         if not torn:
             return
@@ -1394,8 +1400,8 @@ class Folder:
                 yield entry
         if bad and not good:
             raise SetupFailure(
-                f"Cannot read {path}: expected JSON lines, and none of its {bad} lines "
-                "is one. Mend it, or move it away."
+                f"Cannot use {path}: none of its {bad} lines can be read, expected "
+                "JSON lines. Mend it, or move it away."
             )
         if bad:
             self.notes.append(f"{bad} lines of {name} could not be read.")
@@ -2226,6 +2232,18 @@ def is_terminal():
     return hasattr(sys.stdout, "isatty") and sys.stdout.isatty()
 
 
+def describe_error(error):
+    """Return what an exception says, in one line; of an OSError its reason alone."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    text = " ".join(text.split())[:300]
+    # The others say little without their names: a KeyError holds only the key.
+    if not text or not isinstance(error, (OSError, ValueError, ArithmeticError)):
+        text = f"{type(error).__name__}: {text}"
+    return text
+
+
 def stop(error, path):
     """End the script with one message about an OSError, of stdout or of a file.
 
@@ -2233,15 +2251,16 @@ def stop(error, path):
         error: the OSError. Where it names no file, it was met in writing.
         path: what was most likely being written then.
     """
+    reason = describe_error(error)
     try:
         print(flush=True)  # unbuffered, what was refused is gone: does it take a line?
     except (OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
-        sys.exit(f"Cannot write to stdout: {error.strerror}. Mend it and run again.")
+        sys.exit(f"Cannot write to stdout: {reason}. Mend it and run again.")
     name = Path(error.filename or path).resolve()
     name = name.with_name(name.name.removeprefix(f".{os.getpid()}-"))  # of replacing()
-    sys.exit(f"Cannot write {name}: {error.strerror or error}. Mend it and run again.")
+    sys.exit(f"Cannot write {name}: {reason}. Mend it and run again.")
 
 
 # ----------------------------------------------------------------------------
@@ -2305,7 +2324,7 @@ def check_proxy(proxy):
     except OSError as error:
         raise SetupFailure(
             f"The proxy {host}:{port} ({where}) cannot be reached: "
-            f"{error.strerror or error}. Mend or unset it."
+            f"{describe_error(error)}. Mend or unset it."
         ) from None
 
 
@@ -2318,8 +2337,9 @@ def main():
     out_dir = Path(OUT_DIR).resolve()
     if (out_dir / "factors.csv").exists():
         sys.exit(
-            f"{out_dir} holds drawn athletes (factors.csv), which must not mix with "
-            "photographs. Move them away or set another OUT_DIR."
+            f"Cannot use {out_dir} (OUT_DIR): it holds drawn athletes (factors.csv), "
+            "which must not mix with photographs. Move them away, or set another "
+            "OUT_DIR."
         )
     try:
         check_environment()

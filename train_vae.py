@@ -559,10 +559,9 @@ def read_cluster():
     addresses.
     """
     text = os.environ.get("TF_CONFIG", "")
-    found = f"Cannot use TF_CONFIG = {text}"
-    cluster, kind, index = read_tf_config(text, found)
+    cluster, kind, index = read_tf_config(text)
     if not {*cluster, kind} <= {"chief", "worker"}:
-        sys.exit(f"{found}: only tasks of the types chief and worker have work here.")
+        refuse_cluster(text, "only tasks of the types chief and worker have work here")
     addresses = []
     number = None
     for name in ("chief", "worker"):  # as TensorFlow counts them
@@ -573,25 +572,31 @@ def read_cluster():
     if len(addresses) < 2:
         return [], 0
     if number is None:
-        sys.exit(f"{found}: its task is none of its cluster's.")
+        refuse_cluster(text, "its task is none of its cluster's")
     return addresses, number
 
 
-def read_tf_config(text, found):
+def refuse_cluster(text, reason):
+    """End the script with a message: the text of TF_CONFIG cannot be used."""
+    remedy = "Mend it, or unset it to train on one machine."
+    sys.exit(f"Cannot use TF_CONFIG = {text}: {reason}. {remedy}")
+
+
+def read_tf_config(text):
     """Return the cluster, and type and index of the task, that TF_CONFIG holds."""
     config = {}
     if text:
         try:
             config = json.loads(text)
         except ValueError as error:
-            sys.exit(f"{found}: {error}. Mend it, or unset it to train on one machine.")
+            refuse_cluster(text, describe_error(error))
     if not isinstance(config, dict):
         config = {}  # as TensorFlow takes it
     cluster = config.get("cluster", {})
     task = config.get("task", {})
     good = isinstance(cluster, dict) and isinstance(task, dict)
     if not good or not all(isinstance(value, list) for value in cluster.values()):
-        sys.exit(f"{found}: expected a cluster of lists of addresses, and a task.")
+        refuse_cluster(text, "expected a cluster of lists of addresses, and a task")
     return cluster, str(task.get("type", "worker")), str(task.get("index", 0))
 
 
@@ -622,7 +627,7 @@ def join_cluster(addresses, number):
         try:
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
         except (ValueError, tf.errors.OpError) as error:
-            problem = " ".join(str(error).split())[:200]
+            problem = describe_error(error)
     if problem is not None:
         sys.exit(
             f"Worker {number} at {addresses[number]} cannot start: {problem}. "
@@ -642,8 +647,9 @@ def await_workers(addresses, number, seconds=1800):
         listener = socket.create_server(("", int(own.rpartition(":")[2])))
     except (OSError, ValueError, OverflowError) as error:
         sys.exit(
-            f"Worker {number} cannot listen at {own}, as TF_CONFIG has it: {error}. "
-            "Another program, or a worker of an earlier run, may use this port."
+            f"Worker {number} cannot listen at {own}, as TF_CONFIG has it: "
+            f"{describe_error(error)}. End the program that uses this port, perhaps a "
+            "worker of an earlier run, or name another port."
         )
     missing = [address for address in addresses if address != own]
     end = time.monotonic() + seconds
@@ -796,8 +802,7 @@ class Backup(keras.callbacks.Callback):
             if not history:
                 raise ValueError("it has no epoch")
         except Exception as error:  # damaged files make NumPy raise nearly anything
-            error = " ".join(str(error).split())[:200]
-            return f"it is damaged, or of another program ({error})"
+            return f"it is damaged, or of another program ({describe_error(error)})"
         # Only here, where all of it is known to be good, is anything changed.
         for variable, value in zip(self.variables(), state, strict=True):
             variable.assign(value)
@@ -1071,7 +1076,8 @@ class Drawing(keras.callbacks.Callback):
         try:
             self.draw()
         except Exception as error:  # a picture is not worth the training
-            text = f"Cannot draw into {self.folder}: {error}. The training goes on."
+            reason = describe_error(error)
+            text = f"Cannot draw into {self.folder}: {reason}. The training goes on."
             print(text, file=sys.stderr)
 
     def draw(self):
@@ -1339,6 +1345,18 @@ def is_terminal():
     return hasattr(sys.stdout, "isatty") and sys.stdout.isatty()
 
 
+def describe_error(error):
+    """Return what an exception says, in one line; of an OSError its reason alone."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    text = " ".join(text.split())[:300]
+    # The others say little without their names: a KeyError holds only the key.
+    if not text or not isinstance(error, (OSError, ValueError, ArithmeticError)):
+        text = f"{type(error).__name__}: {text}"
+    return text
+
+
 def stop(error, path):
     """End the script with one message about an OSError, of stdout or of a file.
 
@@ -1346,15 +1364,16 @@ def stop(error, path):
         error: the OSError. Where it names no file, it was met in writing.
         path: what was most likely being written then.
     """
+    reason = describe_error(error)
     try:
         print(flush=True)  # unbuffered, what was refused is gone: does it take a line?
     except (OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())  # or Python complains again at its end
-        sys.exit(f"Cannot write to stdout: {error.strerror}. Mend it and run again.")
+        sys.exit(f"Cannot write to stdout: {reason}. Mend it and run again.")
     name = Path(error.filename or path).resolve()
     name = name.with_name(name.name.removeprefix(f".{os.getpid()}-"))  # of replacing()
-    sys.exit(f"Cannot write {name}: {error.strerror or error}. Mend it and run again.")
+    sys.exit(f"Cannot write {name}: {reason}. Mend it and run again.")
 
 
 # ----------------------------------------------------------------------------
@@ -1385,7 +1404,10 @@ def choose_batch_size(num_train, num_held_out, strategy):
     """
     replicas = strategy.num_replicas_in_sync
     if num_held_out < replicas:
-        sys.exit(f"Found {num_held_out} rows to hold out, expected {replicas} or more.")
+        sys.exit(
+            f"Found {num_held_out} rows to hold out, expected one for each of "
+            f"{replicas} devices. Prepare more pictures, or use fewer devices."
+        )
     if num_train < BATCH_SIZE * replicas:
         print(f"{BATCH_SIZE = } is more than {num_train} rows have: a step takes all")
     return min(BATCH_SIZE, num_train // replicas) * replicas
@@ -1495,8 +1517,9 @@ def main():
     except FileNotFoundError:
         sys.exit(f"Found no {path.resolve()} (INPUT_FILE). Run preprocess.py first.")
     except (ValueError, OSError) as error:
+        reason = describe_error(error)
         remedy = "Run preprocess.py again."
-        sys.exit(f"Cannot use {path.resolve()} (INPUT_FILE): {error}. {remedy}")
+        sys.exit(f"Cannot use {path.resolve()} (INPUT_FILE): {reason}. {remedy}")
     check_places(Path(MODEL_DIR), Path(FIGURE_DIR))
     try:
         train(images, images_id, num_train, mean_image, addresses, worker)

@@ -181,7 +181,7 @@ def test_an_unusable_table_costs_the_colours_only(copy, run, change):
     else:
         write_index(path, [{**row, "people": "x" * 200_000} for row in index])
     code, output, _ = run(folder, COLOR_BY="people")
-    assert code == 0 and f"Without what is known of the images: {path}" in output
+    assert code == 0 and f"Drawing without {path}: " in output
     assert "Run preprocess.py again" in output and "coloured by nothing," in output
     assert names_in(folder) == FIGURES - NOT_OF_TWO
     code, output, _ = run(folder, MORPH_PATH=["000001.jpg", "000002.jpg"])
@@ -267,7 +267,7 @@ def test_a_summary_that_tells_nothing(copy, run, text):
     if text == "missing":
         path.unlink()
     code, output, _ = run(folder)
-    assert code == 0 and f"Without {path}: " in output
+    assert code == 0 and f"Drawing without {path}: " in output
     assert "Run train_vae.py again." in output
     assert names_in(folder) == FIGURES - NOT_OF_TWO - {"latent_map.png"}
 

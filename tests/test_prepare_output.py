@@ -480,7 +480,7 @@ def test_broken_npz_files(tmp_path):
         module.load_arrays()
     np.save(tmp_path / "x.npy", draw_noise())
     module.INPUT = str(tmp_path / "x.npy")
-    with pytest.raises(ValueError, match="no such folder or .npz file"):
+    with pytest.raises(ValueError, match="no folder, and no .npz file"):
         module.load_arrays()
 
 

@@ -536,7 +536,7 @@ def test_a_model_that_cannot_be_read(tiny, folder):
     result = run_script(
         "preprocess.py", folder, **edits_for(tiny, "http://127.0.0.1:9")
     )
-    assert_message(result, f"Cannot read {path}", "Move it away", 'FIT = "crop"')
+    assert_message(result, f"Cannot use {path}", "Move it away", 'FIT = "crop"')
 
 
 def test_a_model_that_cannot_be_run(folder):
@@ -544,7 +544,7 @@ def test_a_model_that_cannot_be_run(folder):
     path.write_bytes(b"no model at all")
     edits = edits_for(b"no model at all", "http://127.0.0.1:9/never")
     result = run_script("preprocess.py", folder, **edits)
-    assert_message(result, str(path), "cannot be run by OpenCV", 'FIT = "crop"')
+    assert_message(result, str(path), "cannot run it", 'FIT = "crop"')
 
 
 @pytest.mark.slow
