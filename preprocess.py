@@ -1430,7 +1430,7 @@ def read_factors(path):
                         column = f"factor_{column}"
                     factors.setdefault(column, {})[line.get("file")] = text
         except csv.Error as error:
-            print(f"Left out the rest of {path}: {error}")
+            print(f"Left out the rest of {path}: {error}.")
     return factors
 
 
@@ -1869,13 +1869,13 @@ def announce(sources, left_out):
     else:
         plan += ", without checks"
     print(f"Preparing {INPUT} ({len(sources)} inputs): {plan}")
-    print(f"It takes up to {size / 1e6:.0f} MB of disk while it runs")
+    print(f"It takes up to {size / 1e6:.0f} MB of disk while it runs.")
     if left_out:
         names = ", ".join(left_out[:3])
         print(f"Left out {len(left_out)} folders, hidden or the system's: {names}")
     if FIT == "crop" and is_folder and has_manifest:
         better = 'FIT = "person" and BACKGROUND = "gray"'
-        print(f"Photographs of people come out better with {better}")
+        print(f"Photographs of people come out better with {better}.")
 
 
 def prepare(sources, known):

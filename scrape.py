@@ -1953,9 +1953,9 @@ class SearchCrawler(icrawler.Crawler):
         halt = self.session.halt
         name = clean(f"{search.engine.name} {search.keyword or 'list'}")
         name = rich.markup.escape(name)
-        begun = time.monotonic()
+        start = time.monotonic()
         halt.clear()
-        search.downloads.last_get = begun
+        search.downloads.last_get = start
         self.signal.reset()
         # As icrawler's own crawl() does, but that looks only once a second, and takes a
         # queue that is empty for a while for the end.
@@ -1976,7 +1976,7 @@ class SearchCrawler(icrawler.Crawler):
                 progress.update(task, description=text, completed=count)
                 time.sleep(0.05)
         finally:
-            search.seconds += time.monotonic() - begun
+            search.seconds += time.monotonic() - start
         if search.trouble is not None:
             raise search.trouble
 
@@ -2003,11 +2003,14 @@ def collect(engines, out_dir):
     """Fill the folder and say what came of it; return (Folder, searches)."""
     folder = Folder(out_dir)
     session = Session()
-    say(f"{len(folder.names)} images in {out_dir}, {MAX_NUM} wanted.")
+    # Flushed, so that a log grows while the crawl does.
+    count = len(folder.names)
+    print(f"Collecting: {count} images in {out_dir}, {MAX_NUM} wanted", flush=True)
     for note in folder.notes:
-        say(note)
+        print(note, flush=True)
     if not CONTACT and "commons" in ENGINES:
-        say("CONTACT is empty: Wikimedia wants one, and is asked every 6 s only.")
+        text = "CONTACT is empty: Wikimedia wants one, and is asked every 6 s only."
+        print(text, flush=True)
     searches = []
     for engine in engines:
         keywords = KEYWORDS
@@ -2025,7 +2028,7 @@ def collect(engines, out_dir):
         folder.close()  # first, as stdout may be what fails
         for search in searches:
             if search.seconds or search.listed:
-                say(search.summary())
+                print(search.summary(), flush=True)
     return folder, searches
 
 
@@ -2045,11 +2048,6 @@ def shortage(searches):
     else:
         lines.append("Try other KEYWORDS or ENGINES, or run again later.")
     return "\n".join(lines)
-
-
-def say(text):
-    """Print a line at once: a log should grow while the crawl does."""
-    print(text, flush=True)
 
 
 # ----------------------------------------------------------------------------
@@ -2333,7 +2331,7 @@ def main():
     # Pillow warns of what is odd in a picture, BeautifulSoup of what is no HTML.
     warnings.simplefilter("ignore")
     Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is checked instead
-    begun = time.monotonic()
+    start = time.perf_counter()
     out_dir = Path(OUT_DIR).resolve()
     if (out_dir / "factors.csv").exists():
         sys.exit(
@@ -2348,9 +2346,9 @@ def main():
     except SetupFailure as failure:
         sys.exit(str(failure))
     count = len(folder.names)
-    seconds = time.monotonic() - begun
-    files = "manifest.jsonl and CREDITS.md"
-    say(f"Wrote {OUT_DIR}: {count} images with {files} in {seconds:.1f} s.")
+    seconds = time.perf_counter() - start
+    files = "manifest.jsonl, CREDITS.md"
+    print(f"Wrote {OUT_DIR} ({count} images, {files}) in {seconds:.1f} s")
     if count < MIN_NUM:
         found = f"{count} images in {out_dir}, fewer than MIN_NUM = {MIN_NUM}."
         sys.exit(f"{found}\n{shortage(searches)}")

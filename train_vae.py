@@ -546,7 +546,7 @@ class RemainingTime(keras.callbacks.Callback):
         if len(self.history) == self.done_before + 2:
             left = self.epochs - epoch
             minutes = left * self.history[-1]["seconds"] / 60
-            print(f"{left} epochs are left, some {minutes:.1f} minutes", flush=True)
+            print(f"{left} epochs are left, some {minutes:.1f} minutes.", flush=True)
 
 
 # ----------------------------------------------------------------------------
@@ -686,7 +686,7 @@ def find_gpus():
             if not gpus and shutil.which("nvidia-smi"):
                 raise LookupError  # so that what it reports is shown
     except LookupError:
-        text = "TensorFlow uses no GPU, although there may be one: see its notes above"
+        text = "TensorFlow uses no GPU, although there may be one: see its notes above."
         print(text, file=sys.stderr)
     return gpus
 
@@ -1008,11 +1008,11 @@ def report(figures):
             text = f"{value:.6g}"
         print(f"{name + ':':26}{text} {unit}".rstrip())
     if figures["cross_entropy"] > figures["cross_entropy_mean_image"]:
-        print("It is worse than the mean image: raise EPOCHS, or lower LEARNING_RATE")
+        print("It is worse than the mean image: raise EPOCHS, or lower LEARNING_RATE.")
     if figures["share_in_grid"] <= 0.6:
-        print("Raise KL_WEIGHT to bring share_in_grid nearer to 0.81, the prior's")
+        print("Raise KL_WEIGHT to bring share_in_grid nearer to 0.81, the prior's.")
     if figures["share_in_grid"] >= 0.97:
-        print("Lower KL_WEIGHT to bring share_in_grid nearer to 0.81, the prior's")
+        print("Lower KL_WEIGHT to bring share_in_grid nearer to 0.81, the prior's.")
 
 
 def plot_loss(path, history):
@@ -1077,7 +1077,7 @@ class Drawing(keras.callbacks.Callback):
             self.draw()
         except Exception as error:  # a picture is not worth the training
             reason = describe_error(error)
-            text = f"Cannot draw into {self.folder}: {reason}. The training goes on."
+            text = f"Cannot draw in {self.folder}: {reason}. The training goes on."
             print(text, file=sys.stderr)
 
     def draw(self):
@@ -1409,7 +1409,7 @@ def choose_batch_size(num_train, num_held_out, strategy):
             f"{replicas} devices. Prepare more pictures, or use fewer devices."
         )
     if num_train < BATCH_SIZE * replicas:
-        print(f"{BATCH_SIZE = } is more than {num_train} rows have: a step takes all")
+        print(f"{BATCH_SIZE = } is more than {num_train} rows have: a step takes all.")
     return min(BATCH_SIZE, num_train // replicas) * replicas
 
 
@@ -1502,7 +1502,7 @@ def train(images, images_id, num_train, mean_image, addresses, worker):
         folder, encoder, stock, describe_settings(num_train, images_id), figures
     )
     drawing.draw()
-    print(f"Wrote loss.png and reconstructions.png into {drawing.folder}")
+    print(f"Wrote loss.png and reconstructions.png in {drawing.folder}")
     print(f"Wrote {folder / 'encoder.keras'} and {folder / 'decoder.keras'}")
 
 

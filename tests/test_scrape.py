@@ -682,7 +682,7 @@ def test_in_a_notebook(tmp_path, gallery):
         [sys.executable, "notebook.py"], cwd=tmp_path, capture_output=True, text=True
     )
     assert (result.returncode, result.stderr) == (0, "")
-    assert "Wrote data/raw: 6 images" in result.stdout
+    assert "Wrote data/raw (6 images, " in result.stdout
 
 
 # Faults of engines

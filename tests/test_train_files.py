@@ -220,7 +220,7 @@ def test_a_figure_that_cannot_be_drawn_is_told_and_training_goes_on(tmp_path, ca
     assert capsys.readouterr().err == ""
     drawing.on_epoch_end(5)
     said = capsys.readouterr().err
-    assert said.startswith(f"Cannot draw into {tmp_path / 'figures'}: ")
+    assert said.startswith(f"Cannot draw in {tmp_path / 'figures'}: ")
     assert "The training goes on" in said and len(said.splitlines()) == 1
 
 
