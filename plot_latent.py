@@ -254,7 +254,7 @@ def open_data(shape, summary):
     # The index of a link to an array stands beside the link: only the folder is
     # resolved.
     path = Path(INPUT_FILE).parent.resolve() / Path(INPUT_FILE).name
-    images = open_images(path, shape, summary)
+    images = open_array(path, shape, summary)
     index = []
     if len(images) > 0:
         index_file = path.with_name("images.csv")
@@ -262,7 +262,7 @@ def open_data(shape, summary):
     return images, index
 
 
-def open_images(path, shape, summary):
+def open_array(path, shape, summary):
     """Map the array of the training into memory, uint8 (N, *shape).
 
     Returns:
@@ -279,9 +279,7 @@ def open_images(path, shape, summary):
             )
         if summary["images_id"] is None or summary["num_train"] is None:
             raise ValueError("summary.json does not tell of which array the model is")
-        with open(path, "rb") as file:
-            images_id = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        if images_id != summary["images_id"]:
+        if read_images_id(path) != summary["images_id"]:
             raise ValueError("it is not the array that summary.json names")
         if images.dtype != np.uint8 or summary["num_train"] > len(images):
             raise ValueError("it does not fit to what summary.json tells")
@@ -292,6 +290,12 @@ def open_images(path, shape, summary):
         )
         return nothing
     return images
+
+
+def read_images_id(path):
+    """Return the id of an array: the first 16 letters of the SHA-256 of its file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def read_index(path, num_rows, images_id):

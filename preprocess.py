@@ -40,6 +40,7 @@ import itertools
 import json
 import math
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -836,11 +837,11 @@ def make_rows(sources):
     """
     live = is_terminal()
     threads = os.cpu_count() or 1
-    quiet = contextlib.nullcontext()
+    notes = contextlib.nullcontext()
     if live:  # libtiff, for one, writes to stderr, which would break the live line
-        quiet = hold_back_stderr(pass_on=True)
+        notes = hold_back_stderr()
     with (
-        quiet,
+        notes,
         rich.progress.Progress(disable=not live) as progress,
         concurrent.futures.ThreadPoolExecutor(threads) as executor,
     ):
@@ -860,17 +861,16 @@ def make_rows(sources):
 
 
 @contextlib.contextmanager
-def hold_back_stderr(pass_on):
-    """Keep what native code writes to stderr, and pass it on at the end or drop it."""
+def hold_back_stderr():
+    """Keep what native code writes to stderr, and pass it on at the end."""
     with tempfile.TemporaryFile() as notes, open(os.dup(2), "wb") as stderr:
         os.dup2(notes.fileno(), 2)
         try:
             yield
         finally:
             os.dup2(stderr.fileno(), 2)
-            if pass_on:
-                notes.seek(0)
-                stderr.write(notes.read())
+            notes.seek(0)
+            stderr.write(notes.read())
 
 
 # ----------------------------------------------------------------------------
@@ -1246,12 +1246,20 @@ def find_faults(rows, views):
 TABLES = ("manifest.jsonl", "failed.jsonl", "CREDITS.md", "factors.csv")  # no pictures
 
 
+def is_foreign(folder):
+    """Return whether a folder of this name is hidden, or a system's own.
+
+    NAS systems keep @eaDir beside pictures, and macOS puts __MACOSX into archives.
+    """
+    return folder.startswith((".", "@")) or folder == "__MACOSX"
+
+
 def list_files():
     """List the files below INPUT, a folder.
 
     Returns:
         [(name below INPUT, Path)], sorted by name, and the names of the folders that
-        are left out: hidden ones and those that systems keep to themselves.
+        are left out, see is_foreign.
 
     Raises:
         OSError: INPUT may not be read.
@@ -1268,7 +1276,7 @@ def list_files():
     for folder, subfolders, names in os.walk(root, onerror=keep):
         place = Path(folder)
         for name in list(subfolders):
-            if name.startswith((".", "@")) or name == "__MACOSX":
+            if is_foreign(name):
                 subfolders.remove(name)  # os.walk does not enter it then
                 left_out.append((place / name).relative_to(root).as_posix())
             elif (place / name).is_symlink():  # nor this, by itself
@@ -1318,7 +1326,9 @@ def load_arrays():
     labels = {}
     try:
         if INPUT == "mnist":
-            with hold_back_stderr(pass_on=False):  # TensorFlow's start-up notes
+            if "keras" not in sys.modules:
+                os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says
+            with quiet():
                 import keras  # only here: it takes seconds
             train, test = keras.datasets.mnist.load_data()
             arrays["x_train"], labels["x_train"] = train
@@ -1668,6 +1678,12 @@ def write_table(path, header, lines):
         writer.writerows(lines)
 
 
+def read_images_id(path):
+    """Return the id of an array: the first 16 letters of the SHA-256 of its file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 def write_index(path, images_file, rows, known):
     """Write images.csv: a line for each row of the array, all with its id.
 
@@ -1675,8 +1691,7 @@ def write_index(path, images_file, rows, known):
         rows: the Rows, without the mirrors.
         known: {column: {name: text}}.
     """
-    with open(images_file, "rb") as file:
-        images_id = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    images_id = read_images_id(images_file)
     # The later scripts look these columns up by name.
     header = ["row", "file", "mirrored", "left", "top", "width", "height"]
     if FIT == "person":
@@ -1810,6 +1825,39 @@ def is_terminal():
     """Return whether somebody sees stdout as it grows, so that a bar may move there."""
     # A window that stands for stdout need not have isatty.
     return hasattr(sys.stdout, "isatty") and sys.stdout.isatty()
+
+
+@contextlib.contextmanager
+def quiet():
+    """Hold back what is written to stderr, such as TensorFlow's notes when it starts.
+
+    Another process keeps the text. It shows it if the block fails, or if this process
+    dies in the block, as TensorFlow makes it do on a CPU that is too old.
+    """
+    try:
+        stderr = os.dup(2)
+    except OSError:  # closed by 2>&-: fill its place, or a file of ours would get it
+        while os.open(os.devnull, os.O_RDWR) < 2:
+            pass
+        stderr = os.dup(2)
+    show = "import sys; sys.stderr.buffer.write(sys.stdin.buffer.read())"
+    keeper = subprocess.Popen(
+        [sys.executable, "-ISc", show],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is not for the keeper
+    )
+    os.dup2(keeper.stdin.fileno(), 2)
+    try:
+        yield
+        keeper.kill()  # all went well: nobody needs the text
+    except KeyboardInterrupt:
+        keeper.kill()
+        raise
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        keeper.stdin.close()
+        keeper.wait()
 
 
 def describe_error(error):

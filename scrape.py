@@ -1274,22 +1274,23 @@ def usual_form(address):
     return requests.utils.requote_uri(address)
 
 
-def is_picture(folder, name):
-    """Return whether a file counts as a picture, by its path below OUT_DIR.
+def is_foreign(folder):
+    """Return whether a folder of this name is hidden, or a system's own.
 
-    preprocess.py leaves out the same folders: hidden ones, those that NAS systems keep
-    for themselves (@eaDir), and what macOS puts into archives.
+    NAS systems keep @eaDir beside pictures, and macOS puts __MACOSX into archives.
     """
-    # Those that preprocess.py reads.
+    return folder.startswith((".", "@")) or folder == "__MACOSX"
+
+
+def is_picture(folder, name):
+    """Return whether a file counts as a picture, by its path below OUT_DIR."""
+    # Folders and kinds are those of preprocess.py.
     endings = (
         ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
     )  # fmt: skip
     if name.startswith(".") or not name.lower().endswith(endings):
         return False
-    for part in folder.parts:
-        if part.startswith((".", "@")) or part == "__MACOSX":
-            return False
-    return True
+    return not any(is_foreign(part) for part in folder.parts)
 
 
 class Folder:

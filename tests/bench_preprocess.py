@@ -220,7 +220,7 @@ def bench_damage(scratch):
     endings = list(seeds)
     rows = 0
     longest = 0
-    with preprocess.hold_back_stderr(pass_on=False):  # libtiff's complaints
+    with preprocess.quiet():  # libtiff's complaints
         for number in range(NUM_DAMAGED):
             ending = endings[number % len(endings)]
             path = scratch / f"damaged.{ending}"

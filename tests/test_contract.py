@@ -78,7 +78,7 @@ DEFAULTS = {
 }
 
 # Functions of one name that do another thing in each script.
-ONE_FOR_EACH = {"main", "check_settings", "open_images"}
+ONE_FOR_EACH = {"main", "check_settings"}
 
 
 def settings_of(script):
@@ -140,7 +140,11 @@ def test_helpers_that_stand_in_several_scripts_are_the_same_text():
                 text = "\n".join(lines[start - 1 : node.end_lineno])
                 texts.setdefault(node.name, {})[script] = text
     repeated = {name for name in texts if len(texts[name]) > 1} - ONE_FOR_EACH
-    assert {"check", "is_whole", "is_number", "replacing", "stop"} <= repeated
+    everywhere = "check", "is_text", "is_whole", "is_number", "replacing", "is_running"
+    everywhere += "open_stdout", "describe_error", "stop"
+    for name in everywhere:
+        assert len(texts[name]) == 4, name
+    assert {"quiet", "is_terminal", "is_foreign", "read_images_id"} <= repeated
     different = {name for name in repeated if len(set(texts[name].values())) > 1}
     assert different == set()
 

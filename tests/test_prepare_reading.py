@@ -123,7 +123,7 @@ def test_reasons_are_words_for_a_person(tmp_path):
     random = np.random.default_rng(3)
     seeds = bench.make_seeds(random)
     reasons = set()
-    with preprocess.hold_back_stderr(pass_on=False):  # libtiff's complaints
+    with preprocess.quiet():  # libtiff's complaints
         for number in range(200):
             ending = list(seeds)[number % len(seeds)]
             path = tmp_path / f"x.{ending}"
@@ -143,7 +143,7 @@ def test_damaged_pictures_give_a_row_or_a_reason(tmp_path):
     random = np.random.default_rng(1)
     seeds = bench.make_seeds(random)
     good = 0
-    with module.hold_back_stderr(pass_on=False):
+    with module.quiet():
         for number in range(500):
             ending = list(seeds)[number % len(seeds)]
             path = tmp_path / f"x.{ending}"
