@@ -110,13 +110,13 @@ FIGURE_DIR = "figures"
 
 # Grid
 GRID_SIZE = 15  # tiles a side, 2 to 40; 15 x 15 tiles of 256 pixels are 3840 x 3840
-QUANTILES = (0.05, 0.95)  # outermost tiles, as quantiles of a normal like the codes
+QUANTILES = (0.05, 0.95)  # of the codes, at the outermost tiles; wider shows rarer
 
 # Map
-COLOR_BY = None  # a column of images.csv, such as "keyword"; None: the first that tells
+COLOR_BY = None  # a column of images.csv, such as "keyword"; None: the first of use
 
 # Animation
-MORPH_PATH = "loop"  # where the codes are dense, or [files of images.csv] to walk to
+MORPH_PATH = "loop"  # round the middle of the codes; or a list of files to walk along
 # ----------------------------------------------------------------------------
 
 

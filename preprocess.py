@@ -58,39 +58,41 @@ from PIL import Image, ImageCms, ImageDraw, ImageOps, UnidentifiedImageError
 # Settings: edit these
 # ----------------------------------------------------------------------------
 # Files
-INPUT = "data/raw"  # a folder, an .npz file with x_train (and x_test), or "mnist"
+INPUT = "data/raw"  # a folder; an .npz file with x_train (and x_test); or "mnist"
 OUTPUT_FILE = "data/images.npy"  # images.csv and rejected.csv are put beside it
 FIGURE_DIR = "figures"
 
 # Data
 IMAGE_SIZE = 256  # side in pixels, a multiple of 4; twice the side, four times the work
 COLOR = "rgb"  # or "gray": one channel instead of three
-FIT = "crop"  # the centre; "person": about the people; "pad"; "stretch"
-BACKGROUND = "keep"  # "gray", with FIT = "person": all but the people in light grey
+# "crop": the square in the centre; "person": the square about the people; "pad": all
+# of it, with borders; "stretch": all of it, squeezed into a square
+FIT = "crop"
+MARGIN = 1.15  # side of the square, of the people or content: 1 cuts off feet and fists
+BACKGROUND = "keep"  # or "gray", with FIT = "person": only the people keep colours
 MIRROR = True  # add the left-right mirror of each picture: twice the rows
-MIN_SIDE = 64  # pixels; of a picture with a shorter side most would be made up
-MAX_PIXELS = 50_000_000  # that are decoded; more are rejected before they fill memory
-SEED = 0  # order of the pictures: the last rows are held out from training
+MIN_SIDE = 64  # pixels; pictures with a shorter side are rejected
+MAX_PIXELS = 50_000_000  # of a picture; larger ones would fill the memory
+SEED = 0  # order of the pictures; training holds the last rows out
 
 # People, for FIT = "person"
-MIN_PERSON = 0.02  # of the picture, for the largest person: less is "no person found"
-MARGIN = 1.15  # side of the square in parts of the person: 1 cuts off feet and fists
-PERSON_MODEL = "data/person.tflite"  # fetched if it is not there; or put it there
-PERSON_MODEL_URL = (  # edit address and hash together: for a mirror or another model
+MIN_PERSON = 0.02  # share of the picture; if the largest covers less, it is rejected
+PERSON_MODEL = "data/person.tflite"  # fetched once, or put there by hand
+PERSON_MODEL_URL = (  # for another model, edit address and hash together
     "https://storage.googleapis.com/mediapipe-assets/"
     "selfie_segmentation.tflite?generation=1683332563830600"
 )
 PERSON_MODEL_SHA256 = "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c"
 
 # Checks of files, not of arrays
-CHECKS = True  # look for uniform borders; reject the unfit and copies, see below
-BORDER_LEVELS = 8  # a border's colours differ by so little, of 255: the noise of JPEG
+CHECKS = True  # False: borders are kept, and nothing below is checked
+BORDER_LEVELS = 8  # of 255, by which a border's colours may differ: the noise of JPEG
 MIN_CONTRAST = 6.0  # standard deviation of the greys, of 255: a photo has 30 to 80
-MAX_ASPECT = 4.0  # longer by shorter side: banners and strips; lying athletes have 3.5
-MIN_SHARPNESS = 0.3  # of the median of all pictures: one blurred by a 64th of its side
-HASH_BITS = 10  # of 63 that may differ; a larger number compares more pairs closely
-MAX_DIFFERENCE = 0.08  # of tones, in deviations, of copies that were cut or scaled
-MAX_EXACT_DIFFERENCE = 0.18  # of those that lie on each other unmoved: tone edits
+MAX_ASPECT = 4.0  # longer by shorter side; banners have more, a lying athlete has 3.5
+MIN_SHARPNESS = 0.3  # of the median of all; higher rejects more as blurred
+HASH_BITS = 10  # of 63, by which copies may differ; higher compares more pairs, slower
+MAX_DIFFERENCE = 0.08  # of tones; higher takes more for copies that were cut or scaled
+MAX_EXACT_DIFFERENCE = 0.18  # the same for copies that were neither: only tones changed
 # ----------------------------------------------------------------------------
 
 

@@ -59,40 +59,40 @@ OUT_DIR = "data/raw"
 URL_FILE = "urls.txt"  # for the engine "urls": an address a line, or a manifest.jsonl
 
 # Search
-KEYWORDS = (  # related phrases bring more than one does; each gets an equal share
+KEYWORDS = (  # several related phrases find more; each gets an equal share
     "bodybuilder posing", "bodybuilder", "bodybuilding competition",
     "bodybuilding contest pose", "female bodybuilder posing",
 )  # fmt: skip
-# Tried in order: "commons", "openverse", "urls", "bing". The terms of Bing forbid
+# Asked in this order; also "urls" (see URL_FILE) and "bing". Bing's terms forbid
 # automated queries: to switch it on is your decision.
 ENGINES = ("commons", "openverse")
 MAX_NUM = 1000  # images wanted in OUT_DIR in all
 MIN_NUM = 200  # fewer than this at the end: exit code 1
 # None, "noncommercial", "commercial", "noncommercial,modify" or "commercial,modify"
 LICENSE = None
-MIN_SIZE = (128, 128)  # pixels, whichever way round; smaller pictures are refused
+MIN_SIZE = (128, 128)  # pixels, either way round; smaller pictures are refused
 
 # Manners
-CONTACT = ""  # your mail address or page; without it Wikimedia is asked every 6 s only
-HOST_DELAY = {  # seconds between requests; from 1 s on, one request at a time
+CONTACT = ""  # your mail address or page; if empty, Wikimedia is asked every 6 s only
+HOST_DELAY = {  # seconds from request to request; from 1 on, one at a time
     "api.openverse.org": 3.1, "commons.wikimedia.org": 1.0, "www.bing.com": 2.0,
     "upload.wikimedia.org": 0.5, "thumb.wikimedia.org": 0.5,
     "live.staticflickr.com": 1.0,
 }  # fmt: skip
-DEFAULT_DELAY = 0.2  # seconds, for every other host
+DEFAULT_DELAY = 0.2  # the same for every other host
 HOST_CONCURRENCY = 2  # downloads at once from one image host
 # Result pages a run. Openverse answers 200 a day to those without a key.
 PAGE_BUDGET = {"commons": 500, "openverse": 150, "bing": 100}
-PAUSES = (1, 2, 4)  # seconds before a request that failed is made again
+PAUSES = (1, 2, 4)  # seconds before a failed request is made again, one a try
 BUSY_PAUSE = 10  # seconds after HTTP 429 that names no time
-LEFT_PAUSE = 30  # seconds until a host that failed again and again gets another chance
+LEFT_PAUSE = 30  # seconds until a host that failed every time is asked once more
 
 # Bounds
 MAX_BYTES = 20_971_520  # of one download, unpacked
-MAX_PIXELS = 50_000_000  # a larger picture would fill the memory when it is opened
-MAX_SCANS = 500  # of a progressive JPEG; each costs the time of a whole picture
+MAX_PIXELS = 50_000_000  # of a picture; larger ones would fill the memory
+MAX_SCANS = 500  # of a progressive JPEG; each takes the time of a whole picture
 MAX_TEXT = 500  # letters of a title, a creator, a licence
-REQUEST_TIMEOUT = 10  # seconds of silence
+REQUEST_TIMEOUT = 10  # seconds without a byte
 IMAGE_DEADLINE = 30  # seconds in all for one image
 PAGE_TIMEOUT = 30  # seconds in all for a page of results: Openverse can be slow
 ALLOW_PRIVATE_HOSTS = False  # True: fetch from addresses that are not public, too

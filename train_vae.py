@@ -109,19 +109,19 @@ MODEL_DIR = "model"  # another folder keeps this model beside the next one
 FIGURE_DIR = "figures"
 
 # Model
-LATENT_DIM = 2  # 2 are a map; more add details to it, best with KL_WEIGHT = 2e-4
-FILTERS = (16, 32, 64, 128)  # channels of the stages: wider or more are slower
-ACTIVATION = "leaky_relu"  # "silu" with LEARNING_RATE 6e-3: better for digits, z of 16
+LATENT_DIM = 2  # 2 make a map; more add details, best with KL_WEIGHT = 2e-4
+FILTERS = (16, 32, 64, 128)  # channels of each stage: larger or more are slower
+ACTIVATION = "leaky_relu"  # or "silu", better for digits with LEARNING_RATE = 6e-3
 KL_WEIGHT = 5e-4  # higher: smoother map, blurrier pictures; 0 to 10
 
 # Training
-EPOCHS = 50  # raise it after a run to train on, at the rate of the longer plan
+EPOCHS = 50  # raise it after a finished run to train on
 BATCH_SIZE = 32  # images a step on each device; lower it if memory runs out
 OPTIMIZER = "adam"  # or "rmsprop" or "sgd"
 LEARNING_RATE = None  # None: 3e-3 for adam and rmsprop, 0.3 for sgd
-VALIDATION_IMAGES = 256  # held-out rows at the end, even; at most a tenth of all
-PRECISION = "float32"  # or "mixed_bfloat16" or "mixed_float16", where the GPU has it
-SEED = 0  # another seed finds another map of the same pictures
+VALIDATION_IMAGES = 256  # last rows that are held out, even; a tenth of all at most
+PRECISION = "float32"  # or "mixed_bfloat16", "mixed_float16", if the GPU has it
+SEED = 0  # another number finds another map of the same pictures
 # ----------------------------------------------------------------------------
 
 
