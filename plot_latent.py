@@ -27,6 +27,7 @@ explorer's page.
 """
 
 import base64
+import collections
 import contextlib
 import csv
 import glob
@@ -42,7 +43,6 @@ import time
 import unicodedata
 import warnings
 import zipfile
-from collections import Counter
 from pathlib import Path
 
 
@@ -60,12 +60,13 @@ def quiet():
             pass
         stderr = os.dup(2)
     show = "import sys; sys.stderr.buffer.write(sys.stdin.buffer.read())"
+    # -I and -S: it starts fast, whatever the user's environment adds to Python.
     keeper = subprocess.Popen(
         [sys.executable, "-ISc", show],
         stdin=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is not for the keeper
     )
-    os.dup2(keeper.stdin.fileno(), 2)
+    os.dup2(keeper.stdin.fileno(), 2)  # so that native code writes there, too
     try:
         yield
         keeper.kill()  # all went well: nobody needs the text
@@ -75,6 +76,7 @@ def quiet():
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
+        # This ends its input: a keeper that still lives shows now what it was given.
         keeper.stdin.close()
         keeper.wait()
 
@@ -95,7 +97,7 @@ try:
         os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says
     with quiet():
         import keras
-except KeyboardInterrupt:
+except KeyboardInterrupt:  # the imports take seconds
     if __name__ != "__main__":
         raise
     sys.exit(130)
@@ -173,11 +175,13 @@ def check_pair(encoder, decoder):
     Raises:
         ValueError: They are not.
     """
+    # train_vae.py names them encoder_ID and decoder_ID.
     encoder_id = encoder.name.partition("_")[2]
     decoder_id = decoder.name.partition("_")[2]
     shapes = []
     for tensor in encoder.inputs + encoder.outputs:
         shapes.append(tensor.shape)
+    # The encoder takes what the decoder returns, and returns twice what that takes.
     expected = [decoder.output_shape, decoder.input_shape, decoder.input_shape]
     if encoder_id != decoder_id or shapes != expected:
         raise ValueError(f"{encoder.name} and {decoder.name} do not belong together")
@@ -307,6 +311,7 @@ def read_index(path, num_rows, images_id):
     try:
         # Spreadsheets put a mark before the first name: utf-8-sig drops it.
         with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+            # Cells after the last column get the name "", missing cells are empty.
             index = list(csv.DictReader(file, restkey="", restval=""))
         if len(index) != num_rows:
             raise ValueError(f"it has {len(index)} rows, expected {num_rows}")
@@ -439,6 +444,7 @@ def make_principal_plane(codes):
     The axes are turned so that their largest components are positive.
     """
     mean = codes.mean(axis=0, dtype=float)
+    # The rows are the axes, that of the largest spread first.
     _, lengths, axes = np.linalg.svd(codes - mean, full_matrices=False)
     axes = axes[:2]
     for number in range(2):
@@ -520,6 +526,7 @@ def choose_loop(plane, places):
     """
     turn = np.linspace(0, 2 * np.pi, 360, endpoint=False)
     circle = np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    # Of a normal in two dimensions, 1 - exp(-r**2 / 2) lies within r: here a half.
     radius = np.full(360, math.sqrt(math.log(4)))
     if len(places) > 0:
         points = (places - plane.middle) / plane.spread
@@ -530,6 +537,7 @@ def choose_loop(plane, places):
             # Codes count the more the nearer their direction is, by half a radian.
             weights = np.exp((np.cos(angles[order] - turn[step]) - 1) / 0.5**2)
             total = np.cumsum(weights)
+            # Within the distance of this code lie three quarters of their weight.
             most = np.searchsorted(total, 0.75 * total[-1])
             radius[step] = distances[order][most]
     return plane.middle + plane.spread * circle * radius[:, None]
@@ -574,6 +582,7 @@ def begin_in_crowd(walk, plane, places):
     """
     if len(places) == 0:
         return walk
+    # Where the tenth nearest code is nearest, they are densest.
     tree = scipy.spatial.cKDTree(places / plane.spread)
     near = min(10, len(places))
     distances, _ = tree.query(plane.project(walk) / plane.spread, k=[near])
@@ -641,6 +650,7 @@ def draw_tiles(decoder, codes, column_texts, row_texts, labels, note):
         labels: of the columns and of the rows.
         note: a sentence for below, or "".
     """
+    # First all sizes, in pixels.
     side = decoder.output_shape[1]
     tile = side * max(1, round(120 / side))  # a whole number of times: sharp pixels
     gap = tile // 8
@@ -650,7 +660,7 @@ def draw_tiles(decoder, codes, column_texts, row_texts, labels, note):
     height = len(row_texts) * tile
     row_label = draw_text(labels[1], font, height).rotate(90, expand=True)
     column_label = draw_text(f"{labels[0]}\n{note}".strip(), font, width)
-    ruler = ImageDraw.Draw(Image.new("L", (1, 1)))
+    ruler = ImageDraw.Draw(Image.new("L", (1, 1)))  # measures, and draws nothing
     number_width = 0
     for text in row_texts:
         right = ruler.multiline_textbbox((0, 0), text, font)[2]
@@ -658,6 +668,7 @@ def draw_tiles(decoder, codes, column_texts, row_texts, labels, note):
     left = gap + row_label.width + gap + number_width + gap
     end = tile // 4  # white above and to the right: numbers may be larger than a tile
     bottom = gap + line + gap + column_label.height + gap
+    # Then the pictures, and what is written beside them.
     sheet = Image.new("RGB", (left + width + end, end + height + bottom), "white")
     pen = ImageDraw.Draw(sheet)
     for row, line_of_codes in enumerate(codes):
@@ -687,7 +698,8 @@ def format_numbers(values):
         decimals = min(8, 1 - math.floor(math.log10(max(step, 1e-8))))
     texts = []
     for value in values:
-        texts.append(f"{value:z.{decimals}f}".replace("-", "\N{MINUS SIGN}"))
+        text = f"{value:z.{decimals}f}"  # z: what rounds to 0 has no minus
+        texts.append(text.replace("-", "\N{MINUS SIGN}"))
     return texts
 
 
@@ -859,6 +871,7 @@ def paint_numbers(paint, numbers):
         if number is not None:
             part = (number - paint.low) / (paint.high - paint.low)
             paint.colors[place] = matplotlib.colors.to_hex(scale(part))
+    # The page blends its scale from these.
     for part in np.linspace(0, 1, 17):
         paint.legend.append(["", matplotlib.colors.to_hex(scale(part))])
     paint.legend[0][0] = f"{paint.low:g}"
@@ -867,7 +880,7 @@ def paint_numbers(paint, numbers):
 
 def paint_names(paint, numbers):
     """Colour dots by name: all names, or the commonest nine and others."""
-    counts = Counter(paint.values)
+    counts = collections.Counter(paint.values)
     unknown = counts.pop("", 0)
     names = sorted(counts)
     if numbers is not None:  # 2 before 10
@@ -957,6 +970,7 @@ def draw_frame(axes, plane, columns, rows, places):
     # The axes of the plane are at right angles, so the prior is round in it.
     center = plane.project(np.zeros_like(plane.origin))
     for share in (0.5, 0.9, 0.99):
+        # As in choose_loop: solved for the radius within which this share lies.
         radius = math.sqrt(-2 * math.log(1 - share))
         ring = matplotlib.patches.Circle(
             center, radius, fill=False, edgecolor="grey", linestyle="--"
@@ -991,6 +1005,7 @@ def draw_legends(figure, axes, lines, paint):
     for _, color in entries:
         dot = matplotlib.lines.Line2D([], [], color=color, marker="o", linestyle="none")
         dots.append(dot)
+    # In as many columns as fit below the axes.
     for num_columns in (11, 6, 5, 4, 3, 2, 1):
         legend = axes.legend(
             dots, ["x"] * len(dots), ncols=num_columns, frameon=False, title=" ",
@@ -1073,7 +1088,7 @@ def write_morph(path, decoder, walk):
     # The colours are chosen from 24 pictures of the whole walk, side by side.
     every = math.ceil(len(images) / 24)
     sample = np.vstack(images[::every])
-    palette = None
+    palette = None  # grey pictures have 256 values at most: they need none
     if images.shape[3] == 3:
         palette = Image.fromarray(sample).quantize(256, Image.Quantize.FASTOCTREE)
     while True:
@@ -1110,6 +1125,7 @@ def write_explorer(path, decoder, plane, places, data):
     columns = np.linspace(*bounds[0], count)
     rows = np.linspace(*bounds[1], count)
     codes = plane.locate(make_lattice(columns, rows))
+    # Every 19th tile: 19 and 21 share no divisor, so that all columns have a part.
     sample = decode(decoder, codes.reshape(count * count, -1)[::19])
     side, quality = choose_tiles(sample, count * count)
     tiles = []
@@ -1139,7 +1155,8 @@ def choose_tiles(images, num_tiles):
         # The best quality of this side that fits; base 64 makes 4 letters of 3 bytes.
         for quality in (98, 95, 92, 88, 84, 80, 75, 65, 50, 30, 10):
             files = [make_jpeg(image, side, quality) for image in images]
-            size = sum(len(file) for file in files) * 4 / 3 / len(files) * num_tiles
+            sample_size = sum(len(file) for file in files)
+            size = sample_size / len(files) * num_tiles * 4 / 3
             if size < 4.5e6:
                 break
         error = 0.0
@@ -1254,7 +1271,7 @@ def figure_file(path, text, failures):
     try:
         with replacing(path) as temporary:
             yield temporary
-    except Exception as error:
+    except Exception as error:  # of any kind: the other figures do not need this one
         failures.append(f"{path.name} ({describe_error(error)})")
         return
     size = path.stat().st_size / 1e6
@@ -1404,6 +1421,7 @@ def main():
     figure_dir = Path(FIGURE_DIR)
     model_dir = Path(MODEL_DIR).resolve()
 
+    # What there is: the models, what is told of them, the array and its codes.
     encoder, decoder = load_models(model_dir)
     model = decoder.name
     latent_dim = decoder.input_shape[1]
@@ -1421,11 +1439,13 @@ def main():
     paint = choose_colors(index, chosen)
     codes = encode(encoder, images, chosen)
 
+    # The plane and the loop follow the codes of the training; held-out ones are shown.
     plane = choose_plane(codes[~held_out], summary)
     columns, rows = place_tiles(plane)
     places = plane.project(codes)
     walk = choose_walk(encoder, decoder, images, index, plane, places[~held_out])
 
+    # The figures; leave_out() says why there is none.
     figure_dir.mkdir(parents=True, exist_ok=True)
     failures = []
     size = f"{GRID_SIZE} x {GRID_SIZE}"

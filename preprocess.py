@@ -1843,12 +1843,13 @@ def quiet():
             pass
         stderr = os.dup(2)
     show = "import sys; sys.stderr.buffer.write(sys.stdin.buffer.read())"
+    # -I and -S: it starts fast, whatever the user's environment adds to Python.
     keeper = subprocess.Popen(
         [sys.executable, "-ISc", show],
         stdin=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is not for the keeper
     )
-    os.dup2(keeper.stdin.fileno(), 2)
+    os.dup2(keeper.stdin.fileno(), 2)  # so that native code writes there, too
     try:
         yield
         keeper.kill()  # all went well: nobody needs the text
@@ -1858,6 +1859,7 @@ def quiet():
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
+        # This ends its input: a keeper that still lives shows now what it was given.
         keeper.stdin.close()
         keeper.wait()
 

@@ -65,12 +65,13 @@ def quiet():
             pass
         stderr = os.dup(2)
     show = "import sys; sys.stderr.buffer.write(sys.stdin.buffer.read())"
+    # -I and -S: it starts fast, whatever the user's environment adds to Python.
     keeper = subprocess.Popen(
         [sys.executable, "-ISc", show],
         stdin=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is not for the keeper
     )
-    os.dup2(keeper.stdin.fileno(), 2)
+    os.dup2(keeper.stdin.fileno(), 2)  # so that native code writes there, too
     try:
         yield
         keeper.kill()  # all went well: nobody needs the text
@@ -80,6 +81,7 @@ def quiet():
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
+        # This ends its input: a keeper that still lives shows now what it was given.
         keeper.stdin.close()
         keeper.wait()
 
@@ -95,7 +97,7 @@ try:
         import keras
         import tensorflow as tf
         from keras import layers, ops
-except KeyboardInterrupt:
+except KeyboardInterrupt:  # the imports take seconds
     if __name__ != "__main__":
         raise
     sys.exit(130)
@@ -184,9 +186,11 @@ class VAELoss(layers.Layer):
     def call(self, inputs):
         images, logits, z_mean, z_log_var = inputs
         reconstruction_loss = ops.mean(ops.softplus(logits) - logits * images)
+        # The KL of two normal distributions has this closed form.
         kl = (ops.square(z_mean) + ops.exp(z_log_var) - 1.0 - z_log_var) / 2
         kl = ops.mean(kl, axis=0)  # (latent_dim,)
         self.add_loss(reconstruction_loss + ops.sum(self.kl_weights * kl))
+        # Epochs are compared by this one, as the weights above change on the way.
         loss_final = reconstruction_loss + ops.sum(self.final_weights * kl)
         batch_size = ops.shape(images)[0]  # a short last batch counts for less
         self.reconstruction_loss.update_state(reconstruction_loss, batch_size)
@@ -217,11 +221,13 @@ def build_encoder(side, channels, latent_dim, filters, activation):
     stages, stride = plan_stages(side, filters)
     options = {"padding": "same", "activation": activation}
     images = keras.Input((side, side, channels), name="images")
+    # A kernel of 4 leaves no pixel out when the stride is 4.
     x = layers.Conv2D(stages[0], 4, stride, **options)(images)
     for width in stages[1:]:
         x = layers.Conv2D(width, 3, 2, **options)(x)
     x = layers.Flatten()(x)
     x = layers.Dense(filters[-1], activation=activation)(x)
+    # What leaves a network is float32, whatever PRECISION is.
     z_mean = layers.Dense(latent_dim, dtype="float32", name="z_mean")(x)
     # It starts at 0, so that kl_loss starts small; within -10..10, exp() stays finite.
     x = layers.Dense(latent_dim, kernel_initializer="zeros", dtype="float32")(x)
@@ -239,6 +245,7 @@ def build_decoder(side, channels, latent_dim, filters, activation, double):
             pixels, and convolves: up_conv to train, up_conv_stock to save.
     """
     stages, stride = plan_stages(side, filters)
+    # The side of the smallest maps, where the encoder ended.
     base = math.ceil(side / (stride * 2 ** (len(stages) - 1)))
     z = keras.Input((latent_dim,), name="z")
     folded = layers.Dense(filters[-1], activation=activation, name="fold_1")(z)
@@ -430,6 +437,7 @@ class Schedule(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epochs_done = epoch
+        # Read from the device once an epoch; steps are counted on from there.
         iterations = self.model.optimizer.iterations
         self.steps_done = int(ops.convert_to_numpy(iterations))
 
@@ -451,7 +459,7 @@ def build_models(sizes, mean_image, strategy):
         mean_image: float32 (H, W, C) in 0..1.
         strategy: of choose_strategy.
     """
-    keras.utils.set_random_seed(SEED)
+    keras.utils.set_random_seed(SEED)  # the weights start alike in each run
     # TensorFlow 2.21 fails, with a message, to fuse leaky units in training anyway.
     tf.config.optimizer.set_experimental_options({"remapping": False})
     model = keras.Model
@@ -467,6 +475,7 @@ def build_models(sizes, mean_image, strategy):
         vae = build_vae(encoder, decoder, kl_weights, SEED, model)
         # Keras scales the loss by itself where PRECISION is "mixed_float16".
         vae.compile(build_optimizer(OPTIMIZER, learning_rate, replicas))
+        # Keras would do so in fit(), too late to restore a backup before that.
         vae.optimizer.build(vae.trainable_variables)
     return encoder, decoder, vae
 
@@ -485,6 +494,7 @@ def make_datasets(images, num_train, batch_size, seed, first_epoch, replicas):
         return np.random.default_rng([seed, epoch]).permutation(num_train)
 
     def order(epoch):
+        # What comes out of a numpy_function has lost its shape, which Keras needs.
         rows = tf.numpy_function(shuffle, [epoch], tf.int64)
         rows = tf.data.Dataset.from_tensor_slices(tf.ensure_shape(rows, [num_train]))
         return rows.batch(batch_size, drop_remainder=True)
@@ -498,6 +508,7 @@ def make_datasets(images, num_train, batch_size, seed, first_epoch, replicas):
         return tf.cast(batch, tf.float32) / 255.0
 
     def prepare(rows):
+        # Two batches are read at a time, and two lie ready.
         return rows.map(load, 2, deterministic=True).prefetch(2).with_options(options)
 
     options = tf.data.Options()
@@ -566,6 +577,7 @@ def read_cluster():
     number = None
     for name in ("chief", "worker"):  # as TensorFlow counts them
         for position, address in enumerate(cluster.get(name, [])):
+            # In TF_CONFIG the index may be a number or a text.
             if kind == name and index == str(position):
                 number = len(addresses)
             addresses.append(str(address))
@@ -704,6 +716,7 @@ def compare_workers(strategy, settings, history):
         state.append({**row, "seconds": 0})  # each has its own clock
     digest = hashlib.sha256(json.dumps(state).encode()).digest()
     number = int.from_bytes(digest[:7], "big")  # more bytes do not fit into an int64
+    # Each worker gives a row, and all of them get all rows.
     own = tf.constant([[len(history), number]], tf.int64)
     rows = strategy.gather(strategy.run(tf.function(lambda: own)), axis=0)
     rows = rows.numpy().tolist()
@@ -760,7 +773,7 @@ class Backup(keras.callbacks.Callback):
 
     def restore(self, model):
         """Take up where a backup stopped; return a text that says so, or why not."""
-        self.set_model(model)
+        self.set_model(model)  # Keras would do so when the training begins
         text = ""
         if self.file.exists():
             reason = self.load(self.file)
@@ -854,7 +867,7 @@ class Backup(keras.callbacks.Callback):
                 path.write_text(text, encoding="utf-8", newline="\n")
         record = {"settings": self.settings, "batch_size": self.batch_size}
         record["history"] = history
-        arrays = {"record": json.dumps(record)}
+        arrays = {"record": json.dumps(record)}  # as text, which needs no pickle
         for number, variable in enumerate(self.variables()):
             arrays[f"state_{number}"] = ops.convert_to_numpy(variable)
         for number, weights in enumerate(self.best):
@@ -918,7 +931,8 @@ def measure(encoder, decoder, batches, mean_image, seed):
     figures["cross_entropy_excess"] = excess
     values = mean_image.size
     figures["elbo"] = -values * figures["cross_entropy_sampled"] - figures["kl"]
-    figures["bits_per_value"] = -figures["elbo"] / values / math.log(2)
+    nats_per_value = -figures["elbo"] / values
+    figures["bits_per_value"] = nats_per_value / math.log(2)
     return figures
 
 
@@ -968,6 +982,7 @@ def describe_codes(codes, kl):
     """Return figures of codes (N, LATENT_DIM) and of their KL, of the same shape."""
     kl = kl.mean(axis=0)
     inside = np.abs(codes[:, :2]) < 1.645  # 5 % to 95 % of a normal
+    # A latent is active if its codes vary by more than 0.01 (Burda, arXiv 1509.00519).
     return {
         "kl": float(kl.sum()),
         "kl_per_latent": [round(float(value), 4) for value in kl],
@@ -1040,6 +1055,7 @@ def plot_reconstructions(path, images, decoded):
     """Draw images above what became of them, both float32 (B, H, W, C) in 0..1."""
     canvas = np.vstack([np.hstack(list(images)), np.hstack(list(decoded))])
     scale = max(1, round(128 / images.shape[1]))  # small images are drawn larger
+    # All in pixels, as the figure has 100 an inch; 40 of them are for the caption.
     height = canvas.shape[0] * scale
     width = canvas.shape[1] * scale
     figure = matplotlib.figure.Figure((width / 100, (height + 40) / 100), dpi=100)
@@ -1139,6 +1155,7 @@ def read_images(path):
         OSError: It cannot be read.
     """
     images = open_images(path)
+    # A tenth at most, and an even number: row 2i + 1 may be the mirror of row 2i.
     num_train = len(images) - min(VALIDATION_IMAGES, len(images) // 20 * 2)
     digest = hashlib.sha256()
     total = np.zeros(images.shape[1:])
@@ -1149,7 +1166,7 @@ def read_images(path):
             block = images[start : start + rows]
             digest.update(file.read(block.nbytes))  # the same bytes, from the cache
             training = images[start : min(start + rows, num_train)]
-            total += training.sum(axis=0, dtype=np.uint32)
+            total += training.sum(axis=0, dtype=np.uint32)  # a block cannot exceed it
             if not differ:
                 differ = bool((training != images[0]).any())
         digest.update(file.read())  # what remains, as the header has its bytes too
@@ -1258,6 +1275,7 @@ def save_models(folder, encoder, decoder, settings, figures):
         "python": platform.python_version(),
     }
     text = json.dumps(summary, indent=2) + "\n"
+    # All three are written before the first takes its place.
     with (
         replacing(folder / "encoder.keras") as encoder_file,
         replacing(folder / "decoder.keras") as decoder_file,
@@ -1492,7 +1510,7 @@ def train(images, images_id, num_train, mean_image, addresses, worker):
         fit(vae, datasets, steps, callbacks, history, worker)
     if worker > 0:
         return
-    vae.set_weights(backup.best)
+    vae.set_weights(backup.best)  # of the best epoch, not of the last
     stock = build_stock_decoder(decoder, *sizes)
     figures = describe_epochs(history, steps * batch_size)
     figures["beta"] = KL_WEIGHT * mean_image.size
@@ -1526,7 +1544,7 @@ def main():
     except FloatingPointError as error:
         remedy = "Lower LEARNING_RATE; earlier models are as they were."
         sys.exit(f"Stopped: {error}. {remedy}")
-    except tf.errors.OpError as error:
+    except tf.errors.OpError as error:  # no memory, or a worker that has gone
         reason = error.message.strip().partition("\n")[0]
         remedy = "If memory ran out, lower BATCH_SIZE; then start all workers again."
         sys.exit(f"Stopped: {reason}. {remedy}")
