@@ -219,7 +219,7 @@ def decode_picture(file, least_side):
         decoded = image.size
         in_memory = decoded
         if "progressive" in image.info:  # JPEG keeps all of its waves
-            in_memory = width, height
+            in_memory = (width, height)
         if math.prod(in_memory) > MAX_PIXELS:
             raise Rejected(f"too large: {width} x {height}, above MAX_PIXELS")
         upright = image
@@ -307,7 +307,9 @@ def to_srgb(image):
         image = Image.fromarray(scale_deep(np.asarray(image)))
     if image.has_transparency_data:
         # Grey stays grey, because its profile may be one for grey.
-        mode = "L" if image.mode == "LA" else "RGB"
+        mode = "RGB"
+        if image.mode == "LA":
+            mode = "L"
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert(mode)
@@ -417,8 +419,12 @@ def find_content(picture):
 
     x = picture.box.width / wide  # 1, or more for a JPEG that was decoded smaller
     y = picture.box.height / high
-    edges = (left * x, top * y, (wide - right) * x, (high - bottom) * y)
-    content = Box(*map(round, edges))
+    content = Box(
+        round(left * x),
+        round(top * y),
+        round((wide - right) * x),
+        round((high - bottom) * y),
+    )
     # A strip is no photo, whatever lies at its edges.
     shorter = min(content.width, content.height)
     longer = max(content.width, content.height)
@@ -1052,7 +1058,7 @@ def lay(small, large, part):
     return laid, covered, np.abs(moved).max()
 
 
-def take_colour_out(view, other, used):
+def take_color_out(view, other, used):
     """Make a view as pale as another; a grey copy, for one, has no colours.
 
     Args:
@@ -1078,7 +1084,7 @@ def fit_tones(view, other, used):
     The curve is the mean value in `other` for each value in `view`: so a copy may be
     darker, flatter, or have lost what is brighter than white.
 
-    Args: as for take_colour_out.
+    Args: as for take_color_out.
 
     Returns:
         The view with its new tones, float32 (H, W, 3).
@@ -1100,7 +1106,7 @@ def measure_difference(view, other, used):
     What is compared is the mean difference in windows of a twelfth of the side, in
     standard deviations of `other`, where it is largest.
 
-    Args: as for take_colour_out.
+    Args: as for take_color_out.
     """
     fitted = fit_tones(view, other, used)
     blur = len(view) / 70  # hides the noise of JPEG and what sharpening adds
@@ -1147,14 +1153,14 @@ def is_copy(view, other, hashes, other_hashes):
     if moved < 0.12:  # pixels: what was drawn or photographed twice is moved by more
         limit = MAX_EXACT_DIFFERENCE
     # Half the side is enough for the tones and takes a quarter of the time.
-    half = VIEW_SIDE // 2, VIEW_SIDE // 2
+    half = (VIEW_SIDE // 2, VIEW_SIDE // 2)
     small = cv2.resize(small, half, interpolation=cv2.INTER_AREA)
     laid = cv2.resize(laid, half, interpolation=cv2.INTER_AREA)
     used = used[::2, ::2]
     for first, second in ((small, laid), (laid, small)):
         if measure_difference(first, second, used) <= limit:
             return True
-        paler = take_colour_out(first, second, used)
+        paler = take_color_out(first, second, used)
         if measure_difference(paler, second, used) <= limit:
             return True
     return False
@@ -1187,8 +1193,9 @@ def find_copies(hashes, views, ranks):
 
         def compare(pair):
             place, better = pair
-            one, two = order[better], order[place]
-            return is_copy(views[one], views[two], hashes[one], hashes[two])
+            first = order[better]
+            second = order[place]
+            return is_copy(views[first], views[second], hashes[first], hashes[second])
 
         similar = find_similar(hashes[order], show)
         pairs = []
@@ -1298,6 +1305,7 @@ def list_our_files():
     output = Path(OUTPUT_FILE)
     paths = [output, Path(PERSON_MODEL)]
     paths += [output.with_name("images.csv"), output.with_name("rejected.csv")]
+    # FIGURE_DIR may lie within INPUT, as may OUTPUT_FILE.
     for name in (
         "dataset.png",
         "fitted.png",
@@ -1311,7 +1319,7 @@ def list_our_files():
         "latent_space.html",
     ):
         paths.append(Path(FIGURE_DIR) / name)
-    return set(map(os.path.realpath, paths))
+    return {os.path.realpath(path) for path in paths}
 
 
 def load_arrays():
@@ -1909,7 +1917,8 @@ def announce(sources, left_out):
     """Print what the script is about to do."""
     is_folder = Path(INPUT).is_dir()
     has_manifest = (Path(INPUT) / "manifest.jsonl").is_file()
-    plan = f"{FIT} to {' x '.join(map(str, image_shape()))}"
+    shape = " x ".join(str(size) for size in image_shape())
+    plan = f"{FIT} to {shape}"
     if BACKGROUND == "gray":
         plan += ", background grey"
     if MIRROR:
@@ -2011,11 +2020,11 @@ def main():
     pictures = "dataset.png, fitted.png and rejected.png"
     notice = "training images: check rights before publishing"
     print(f"Wrote {pictures} in {FIGURE_DIR} ({notice})")
-    shape = " x ".join(map(str, (count * rows_for_each(), *image_shape())))
-    print(
-        f"Wrote {output} (uint8, {shape}, {output.stat().st_size / 1e6:.0f} MB) "
-        f"in {time.perf_counter() - start:.1f} s"
-    )
+    shape = (count * rows_for_each(), *image_shape())
+    text = " x ".join(str(size) for size in shape)
+    size = output.stat().st_size / 1e6
+    seconds = time.perf_counter() - start
+    print(f"Wrote {output} (uint8, {text}, {size:.0f} MB) in {seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -293,7 +293,7 @@ class Engine:
         self.heard = False  # whether it has answered in this run
         self.failure = None  # why it is left for the rest of the run
         self.failed_queries = 0  # in a row
-        self.odd = 0  # entries that could not be read
+        self.unreadable = 0  # entries that could not be read
         self.left_out = 0  # entries that are not what was asked for
 
     def first_pages(self, keyword):
@@ -314,7 +314,7 @@ class Engine:
         `read_item` returns a task, or None for what is to be left out.
         """
         tasks = []
-        odd = 0
+        unreadable = 0
         for item in items:
             # One odd entry must not cost the page. If all are odd, the shape is new.
             try:
@@ -324,10 +324,10 @@ class Engine:
                     continue
                 tasks.append(tidy(task))
             except (AttributeError, LookupError, TypeError, ValueError):
-                odd += 1
-        if odd and odd == len(items):
-            raise ValueError(f"none of {odd} entries could be read")
-        self.odd += odd
+                unreadable += 1
+        if unreadable > 0 and unreadable == len(items):
+            raise ValueError(f"none of {unreadable} entries could be read")
+        self.unreadable += unreadable
         return tasks
 
     def ask(self, session, page):
@@ -504,13 +504,13 @@ class Commons(Engine):
 
     def read_item(self, item):
         info = item["imageinfo"][0]  # the newest version of the file
-        about = {}
+        texts = {}
         for name, field in (info.get("extmetadata") or {}).items():
-            about[name] = plain(str(field["value"]))
-        license_name = about.get("LicenseShortName")
+            texts[name] = plain(str(field["value"]))
+        license_name = texts.get("LicenseShortName")
         if "svg" in info["mime"] or not allows(license_name):
             return None
-        creator = about.get("Attribution") or about.get("Artist") or about.get("Credit")
+        creator = texts.get("Attribution") or texts.get("Artist") or texts.get("Credit")
         title = item["title"].removeprefix("File:")
         attribution = [text for text in (title, creator, license_name) if text]
         original = without_utm(info["url"])
@@ -522,7 +522,7 @@ class Commons(Engine):
             "title": title,
             "creator": creator,
             "license": license_name,
-            "license_url": about.get("LicenseUrl"),
+            "license_url": texts.get("LicenseUrl"),
             "attribution": ", ".join(attribution),
         }
 
@@ -676,11 +676,11 @@ class UrlList(Engine):
     def read_item(self, item):
         if not item.startswith("{"):
             return {"file_url": item}
-        about = json.loads(item)
-        task = {"file_url": about["url"], "fallback": about.get("final_url")}
+        entry = json.loads(item)
+        task = {"file_url": entry["url"], "fallback": entry.get("final_url")}
         for name in ("page_url", "title", "creator", "license", "license_url"):
-            task[name] = about.get(name)
-        task["attribution"] = about.get("attribution")
+            task[name] = entry.get(name)
+        task["attribution"] = entry.get("attribution")
         return task
 
 
@@ -1015,7 +1015,8 @@ class Session(requests.Session):
             place = parts.netloc.rpartition("@")[2].lower()
             name = parts.hostname or ""
         except ValueError:  # no address at all: asking for it will say so
-            place = name = ""
+            place = ""
+            name = ""
         with self.changed:
             if place not in self.hosts:
                 self.hosts[place] = Host(clean(name))
@@ -1723,9 +1724,9 @@ class Search:
                 fresh += 1
         self.listed += len(tasks)
         self.counts["duplicate"] += len(tasks) - fresh
-        self.counts["unreadable"] += self.engine.odd
+        self.counts["unreadable"] += self.engine.unreadable
         self.counts["left out"] += self.engine.left_out
-        self.engine.odd = 0
+        self.engine.unreadable = 0
         self.engine.left_out = 0
         # Some engines go on for ever with what they have already listed.
         if fresh:
@@ -1992,11 +1993,11 @@ def crawl_all(searches, folder, progress):
     for second_round in (False, True):
         for crawler in crawlers:
             search = crawler.search
-            room = MAX_NUM - len(folder.names)
+            missing = MAX_NUM - len(folder.names)
             if search.keyword is not None and not second_round:
-                room = min(room, share - folder.count(search.keyword))
-            if room > 0 and search.has_work():
-                folder.goal = len(folder.names) + room
+                missing = min(missing, share - folder.count(search.keyword))
+            if missing > 0 and search.has_work():
+                folder.goal = len(folder.names) + missing
                 crawler.crawl(progress, patient=second_round)
 
 
