@@ -1313,6 +1313,7 @@ def list_our_files():
         "loss.png",
         "reconstructions.png",
         "latent_grid.png",
+        "latent_grid.jpg",
         "latent_map.png",
         "traversals.png",
         "morph.gif",

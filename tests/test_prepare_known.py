@@ -169,6 +169,7 @@ def test_its_own_files_are_never_inputs(tmp_path):
     """INPUT = "." twice: the second run finds the same pictures."""
     fill(tmp_path, "a.png", "data/b.png", "figures/c.png", "figures/more/loss.png")
     fill(tmp_path, "figures/loss.png", "figures/morph.gif", "figures/latent_map.png")
+    fill(tmp_path, "figures/latent_grid.png", "figures/latent_grid.jpg")
     expected = ["a.png", "data/b.png", "figures/c.png", "figures/more/loss.png"]
     for _ in range(2):
         index = run(tmp_path, INPUT=".")
