@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -147,6 +148,46 @@ def test_helpers_that_stand_in_several_scripts_are_the_same_text():
     assert {"quiet", "is_terminal", "is_foreign", "read_images_id"} <= repeated
     different = {name for name in repeated if len(set(texts[name].values())) > 1}
     assert different == set()
+
+
+HEAD = (
+    r".+\n\n    python (\w+)\.py\n\nReads   .+\nWrites  .+\n"
+    r"Exits   with 0: done; 1: a message says what to mend; 130: stopped by Ctrl-C\.\n"
+    r"\nStopped.+\n\nThe file in order: .+\."
+)
+GUARD = """\
+if __name__ == '__main__':
+    open_stdout()
+    try:
+        main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(STOPPED, file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        stop(error, PATH)"""
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_have_one_silhouette(script):
+    """The same kind of head, the same last sections, the same start."""
+    source = (ROOT / f"{script}.py").read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    head = re.fullmatch(HEAD, ast.get_docstring(tree), re.DOTALL)
+    assert head is not None and head[1] == script
+    rule = "# " + 76 * "-"
+    banners = re.findall(rf"^{rule}\n# (.+)\n(?:# .+\n)?{rule}$", source, re.MULTILINE)
+    assert banners[0] == "Settings: edit these"
+    last = ["Files", "Checks of the settings", "Messages and errors", "All of it"]
+    start = banners.index("Files")
+    assert banners[start : start + 4] == last
+    assert set(banners[start + 4 :]) <= {
+        "The explorer's page: fill_page() puts the title and the data in"
+    }
+    guard = ast.unparse(tree.body[-1])
+    guard = re.sub(r"'Stopped: [^']+\. Run again( to go on)?\.'", "STOPPED", guard)
+    guard = re.sub(r"stop\(error, [A-Z_]+\)", "stop(error, PATH)", guard)
+    assert guard == GUARD
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
