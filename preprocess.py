@@ -49,10 +49,15 @@ import warnings
 import zipfile
 from pathlib import Path
 
-import cv2
-import numpy as np
-import rich.progress
-from PIL import Image, ImageCms, ImageDraw, ImageOps, UnidentifiedImageError
+try:
+    import cv2
+    import numpy as np
+    import rich.progress
+    from PIL import Image, ImageCms, ImageDraw, ImageOps, UnidentifiedImageError
+except KeyboardInterrupt:  # the imports take seconds
+    if __name__ != "__main__":
+        raise
+    sys.exit(130)
 
 # ----------------------------------------------------------------------------
 # Settings: edit these

@@ -43,13 +43,18 @@ import urllib.parse
 import warnings
 from pathlib import Path
 
-import bs4
-import icrawler
-import requests
-import rich.markup
-import rich.progress
-import urllib3
-from PIL import Image
+try:
+    import bs4
+    import icrawler
+    import requests
+    import rich.markup
+    import rich.progress
+    import urllib3
+    from PIL import Image
+except KeyboardInterrupt:  # the imports take seconds
+    if __name__ != "__main__":
+        raise
+    sys.exit(130)
 
 # ----------------------------------------------------------------------------
 # Settings: edit these

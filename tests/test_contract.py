@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -211,6 +212,20 @@ def test_importing_does_nothing(script, tmp_path):
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+STOP = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize(
+    ("script", "module"),
+    [("scrape", "bs4"), ("preprocess", "cv2"), ("plot_latent", "scipy")],
+)
+def test_ctrl_c_while_a_script_imports_leaves_no_traceback(script, module, tmp_path):
+    (tmp_path / f"{module}.py").write_text(STOP)
+    result = run_script(f"{script}.py", tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
 
 WINDOW = """
