@@ -1355,12 +1355,15 @@ def check_settings():
 # ----------------------------------------------------------------------------
 # Messages and errors
 # ----------------------------------------------------------------------------
-def open_stdout():
+def open_streams():
     """Make stdout take any text, also in a notebook and where the shell closed it."""
     if sys.stdout is None:  # closed by >&-
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout is no real stream
         sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
+    if sys.stderr is None:  # closed by 2>&-: fill its place, or a file of ours gets it
+        while os.open(os.devnull, os.O_RDWR) < 2:
+            pass
 
 
 def describe_error(error):
@@ -2124,7 +2127,7 @@ window.onerror = null;
 
 
 if __name__ == "__main__":
-    open_stdout()
+    open_streams()
     try:
         main()
         sys.stdout.flush()

@@ -1829,12 +1829,15 @@ def check_limits():
 # ----------------------------------------------------------------------------
 # Messages and errors
 # ----------------------------------------------------------------------------
-def open_stdout():
+def open_streams():
     """Make stdout take any text, also in a notebook and where the shell closed it."""
     if sys.stdout is None:  # closed by >&-
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout is no real stream
         sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
+    if sys.stderr is None:  # closed by 2>&-: fill its place, or a file of ours gets it
+        while os.open(os.devnull, os.O_RDWR) < 2:
+            pass
 
 
 def is_terminal():
@@ -2034,7 +2037,7 @@ def main():
 
 
 if __name__ == "__main__":
-    open_stdout()
+    open_streams()
     try:
         main()
         sys.stdout.flush()

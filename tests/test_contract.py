@@ -143,7 +143,7 @@ def test_helpers_that_stand_in_several_scripts_are_the_same_text():
                 texts.setdefault(node.name, {})[script] = text
     repeated = {name for name in texts if len(texts[name]) > 1} - ONE_FOR_EACH
     everywhere = "check", "is_text", "is_whole", "is_number", "replacing", "is_running"
-    everywhere += "open_stdout", "describe_error", "stop"
+    everywhere += "open_streams", "describe_error", "stop"
     for name in everywhere:
         assert len(texts[name]) == 4, name
     assert {"quiet", "is_terminal", "is_foreign", "read_images_id"} <= repeated
@@ -158,7 +158,7 @@ HEAD = (
 )
 GUARD = """\
 if __name__ == '__main__':
-    open_stdout()
+    open_streams()
     try:
         main()
         sys.stdout.flush()

@@ -657,18 +657,39 @@ def test_memory_does_not_grow_with_the_number_of_files(tmp_path):
     assert many - few < 25, (few, many)
 
 
-@unix
-def test_what_libraries_write_does_not_break_the_live_line(tmp_path):
-    import pty
-
-    (tmp_path / "raw").mkdir()
+def damage_fax():
+    """Return the bytes of a TIFF about which libtiff complains on stderr."""
     bits = Image.fromarray(draw_noise(0, 300, 300)[..., 0]).convert("1")
     file = io.BytesIO()
     bits.save(file, "TIFF", compression="group4")
     data = bytearray(file.getvalue())
     for place in range(300, len(data) - 1000, 500):
         data[place] ^= 0x55
-    (tmp_path / "raw" / "damaged.tiff").write_bytes(data)
+    return data
+
+
+@unix
+def test_what_libraries_write_goes_into_no_file_of_ours(tmp_path):
+    """Where stderr is closed, the next file to be opened would get its place."""
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "damaged.tiff").write_bytes(damage_fax())
+    for number in range(4):
+        png = encode(draw_noise(number, 128, 128), "PNG")
+        (tmp_path / "raw" / f"{number}.png").write_bytes(png)
+    result = run_script("preprocess.py", tmp_path, INPUT="raw", IMAGE_SIZE=64)
+    assert result.returncode == 0 and "Fax4Decode" in result.stderr
+    expected = (tmp_path / "data" / "images.npy").read_bytes()
+    command = f"'{sys.executable}' preprocess.py 2>&-"
+    subprocess.run(command, cwd=tmp_path, shell=True, timeout=120, check=True)
+    assert (tmp_path / "data" / "images.npy").read_bytes() == expected
+
+
+@unix
+def test_what_libraries_write_does_not_break_the_live_line(tmp_path):
+    import pty
+
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "damaged.tiff").write_bytes(damage_fax())
     for number in range(30):
         png = encode(draw_noise(number), "PNG")
         (tmp_path / "raw" / f"{number}.png").write_bytes(png)
