@@ -133,7 +133,7 @@ SIGNATURES = (  # (where, bytes, what a file is that has them there)
 )
 
 
-class Rejected(Exception):
+class Rejected(ValueError):
     """Why an input becomes no row, in words for a person."""
 
 
@@ -557,7 +557,7 @@ def get_model():
         except (OSError, Rejected) as error:  # those of requests are OSErrors
             sys.exit(
                 f"Cannot fetch the person model from {PERSON_MODEL_URL} to "
-                f"{path.resolve()}: {error}. {by_hand}"
+                f"{path.resolve()}: {describe_error(error)}. {by_hand}"
             )
         print(f"Fetched {path} ({path.stat().st_size:,} bytes)")
     try:
@@ -1982,10 +1982,10 @@ def prepare(sources, known):
         write_index(new_index, new_output, rows, known)
         plot_dataset(new_dataset, new_output)
         plot_fitted(new_fitted, rows, sources, new_output)
-    return len(rows), describe(rejected)
+    return len(rows), describe_rejected(rejected)
 
 
-def describe(rejected):
+def describe_rejected(rejected):
     """Return a few words on rejected Rows."""
     if not rejected:
         return "0 rejected"
@@ -1999,7 +1999,7 @@ def explain_nothing(rejected):
     """End the script: no input became a row."""
     table = Path(OUTPUT_FILE).with_name("rejected.csv").resolve()
     found = f"Found no usable picture in {find_input()} (INPUT)"
-    sys.exit(f"{found}: {describe(rejected)}. See {table} for each.")
+    sys.exit(f"{found}: {describe_rejected(rejected)}. See {table} for each.")
 
 
 def main():

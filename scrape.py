@@ -1098,7 +1098,7 @@ class Session(requests.Session):
                 raise
             except Exception as error:  # sockets, TLS, decoders: each has its own
                 if not deadline.passed:
-                    explain(error, request, response)
+                    raise_failure(error, request, response)
             finally:
                 if response is not None:
                     response.close()
@@ -1134,7 +1134,7 @@ class Session(requests.Session):
         return bytes(body)
 
 
-def explain(error, request, response):
+def raise_failure(error, request, response):
     """Raise what an exception of requests means.
 
     Args:
