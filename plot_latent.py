@@ -134,6 +134,9 @@ def load_models(folder):
     except (ValueError, AttributeError) as error:  # not every model has shapes
         remedy = "Run train_vae.py again."
         sys.exit(f"Cannot use {folder} (MODEL_DIR): {error}. {remedy}")
+    except OSError as error:  # it may not be looked at
+        remedy = "Mend it and run again."
+        sys.exit(f"Cannot use {folder} (MODEL_DIR): {describe_error(error)}. {remedy}")
     return encoder, decoder
 
 

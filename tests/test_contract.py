@@ -263,6 +263,22 @@ def test_scripts_run_where_stdout_is_no_real_stream(script, edits, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("script", "setting"),
+    [
+        ("preprocess", "INPUT"),
+        ("train_vae", "INPUT_FILE"),
+        ("plot_latent", "MODEL_DIR"),
+    ],
+)
+def test_an_input_that_cannot_be_looked_at_is_told_as_such(script, setting, tmp_path):
+    """Here a name that is too long for any system."""
+    result = run_script(f"{script}.py", tmp_path, **{setting: 300 * "a"})
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert f"{tmp_path / (300 * 'a')}" in result.stderr
+    assert f"({setting})" in result.stderr and "Cannot write" not in result.stderr
+
+
+@pytest.mark.parametrize(
     ("script", "missing", "remedy"),
     [
         ("preprocess", "raw", "scrape.py"),
