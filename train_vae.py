@@ -1350,7 +1350,7 @@ def check_settings():
 # Messages and errors
 # ----------------------------------------------------------------------------
 def open_streams():
-    """Make stdout take any text, also in a notebook and where the shell closed it."""
+    """Make stdout take any text, also in a notebook, and replace closed streams."""
     if sys.stdout is None:  # closed by >&-
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout is no real stream
