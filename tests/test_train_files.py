@@ -167,7 +167,7 @@ def test_the_rest_is_told_from_the_second_epoch(capsys):
         told.on_epoch_begin(epoch)
         history.append({"seconds": seconds})
     told.on_epoch_begin(4)
-    assert capsys.readouterr().out == "17 epochs are left, some 8.5 minutes\n"
+    assert capsys.readouterr().out == "17 epochs are left, some 8.5 minutes.\n"
 
 
 # ---------------------------------------------------------------------- the files
