@@ -209,6 +209,22 @@ def test_some_hundred_steps_learn_a_few_images():
     assert after - floor < (before - floor) / 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_each_optimizer_leaves_the_mean_image(optimizer):
+    """The gradients are small: the loss is a mean over all values of an image."""
+    vae, _, decoder = build(64, 3, optimizer=optimizer)
+    images = draw_images(64, 64) / np.float32(255)
+    train_vae.start_sketch(decoder, images.mean(axis=0))
+    p = np.clip(images, 1e-7, 1 - 1e-7)
+    floor = -np.mean(p * np.log(p) + (1 - p) * np.log(1 - p))
+    before = vae.evaluate(images, verbose=0, return_dict=True)["reconstruction_loss"]
+    steps = tf.data.Dataset.from_tensor_slices(images).batch(32).repeat(150)
+    vae.fit(steps, verbose=0)
+    after = vae.evaluate(images, verbose=0, return_dict=True)["reconstruction_loss"]
+    assert after - floor < (before - floor) / 2
+
+
 def kl_weights_of(steps, epoch_steps, final):
     weights = [train_vae.plan_kl_weights(n, epoch_steps, final) for n in range(steps)]
     return np.array(weights)
