@@ -341,8 +341,7 @@ def make_array(name, folder):
     """Make an array by its name, in a new folder; return its path."""
     folder.mkdir()
     if name == "photos":
-        edits = {"INPUT": str(Path(PHOTO_DIR).resolve()), "IMAGE_SIZE": PHOTO_SIDE}
-        return training.prepare(folder, FIT="person", BACKGROUND="gray", **edits)
+        return training.prepare_photos(folder, PHOTO_DIR, PHOTO_SIDE)
     words = name.replace(",", "").split()  # such as 300 at 64, grey
     edits = {"IMAGE_SIZE": int(words[2])}
     if words[-1] == "grey":

@@ -231,8 +231,7 @@ def check_maps(executor, folder):
         return
     photos = folder / "photos"
     photos.mkdir()
-    edits = {"INPUT": str(Path(PHOTO_DIR).resolve()), "IMAGE_SIZE": 64}
-    file = training.prepare(photos, FIT="person", BACKGROUND="gray", **edits)
+    file = training.prepare_photos(photos, PHOTO_DIR, 64)
     runs = []
     for seed in range(MAP_SEEDS):
         runs.append(executor.submit(train_map, file, STEPS * EPOCHS, EPOCHS, seed))

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.ndimage
 import scipy.spatial
 import scipy.stats
-from conftest import load_script, run_script
+from conftest import ROOT, load_script, run_script
 
 NEIGHBOURS = 10  # training codes that guess the factors of a held-out one
 GRID_SIZE = 15  # tiles a side of the map
@@ -30,6 +30,22 @@ def prepare(folder, **edits):
     if run_script("preprocess.py", folder, 3600, **edits).returncode:
         sys.exit("preprocess.py has failed, see above.")
     return folder / edits.get("OUTPUT_FILE", "data/images.npy")
+
+
+def prepare_photos(folder, photos, side):
+    """Cut people out of the photos of a folder, in grey; return the array's path.
+
+    The person model is looked for at data/person.tflite, and fetched to there.
+    """
+    (ROOT / "data").mkdir(exist_ok=True)
+    return prepare(
+        folder,
+        INPUT=str(Path(photos).resolve()),
+        IMAGE_SIZE=side,
+        FIT="person",
+        BACKGROUND="gray",
+        PERSON_MODEL=str(ROOT / "data/person.tflite"),
+    )
 
 
 def draw_athletes(folder, count, **edits):
