@@ -43,9 +43,11 @@ def copy_script(script, folder, **edits):
     source = ROOT / script
     lines = source.read_text(encoding="utf-8").splitlines()
     places = read_settings(source)
-    for name in sorted(edits, key=lambda name: -places[name].lineno):
-        node = places[name]  # from the last upward: line numbers stay right
-        lines[node.lineno - 1 : node.end_lineno] = [f"{name} = {edits[name]!r}"]
+    for name in edits:
+        node = places[name]
+        first, last = node.lineno - 1, node.end_lineno
+        # Blank lines fill the rest: a traceback names the line of the original.
+        lines[first:last] = [f"{name} = {edits[name]!r}"] + [""] * (last - first - 1)
     copy = Path(folder) / source.name
     copy.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return copy
