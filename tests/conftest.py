@@ -53,18 +53,21 @@ def copy_script(script, folder, **edits):
     return copy
 
 
-def run_script(script, folder, timeout=300, **edits):
+def run_script(script, folder, timeout=300, environment=None, **edits):
     """Run an edited copy of a script in the folder, as a user would.
+
+    Args:
+        environment: variables to set beside those of the tests.
 
     Returns:
         The finished process with `returncode`, `stdout` and `stderr` as text.
     """
     copy = copy_script(script, folder, **edits)
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUTF8": "1"}
+    usual = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUTF8": "1"}
     result = subprocess.run(
         [sys.executable, copy.name],
         cwd=folder,
-        env=environment,
+        env={**os.environ, **usual, **(environment or {})},
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -73,6 +76,34 @@ def run_script(script, folder, timeout=300, **edits):
     )
     print(result.stdout, result.stderr, sep="\n")  # pytest shows it when a test fails
     return result
+
+
+def signal_at(folder, number, event, ending, count=1):
+    """Return variables that let a script get a signal at a known moment.
+
+    Python tells of the files that a process opens and renames (its audit events). At
+    the right one the process sends itself the signal, so that no test can be too late.
+
+    Args:
+        folder: where a module is put that Python imports when it starts.
+        number: the signal.
+        event: "open", or "os.rename", which is os.replace as well.
+        ending: of the path that is opened, or of the new name.
+        count: at which event of this kind.
+    """
+    place = {"open": 0, "os.rename": 1}[event]
+    (folder / "at_start").mkdir(exist_ok=True)
+    (folder / "at_start/sitecustomize.py").write_text(
+        "import os, sys\n"
+        "seen = []\n"
+        "def watch(event, details):\n"
+        f"    if event == {event!r} and str(details[{place}]).endswith({ending!r}):\n"
+        "        seen.append(event)\n"
+        f"        if len(seen) == {count}:\n"
+        f"            os.kill(os.getpid(), {int(number)})\n"
+        "sys.addaudithook(watch)\n"
+    )
+    return {"PYTHONPATH": str(folder / "at_start")}
 
 
 def load_script(script):

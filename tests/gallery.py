@@ -91,6 +91,8 @@ class Gallery:
         query_modes: {text: a mode}, for the queries one of whose values is that text.
         parts: whether Commons answers each page in two parts, as it does with much.
         hold: None, or an Event that pictures wait for.
+        free: how many pictures need not wait for it.
+        hang_up: {number of a host: numbers of its requests, from 0, without answer}.
         delay: seconds before each picture and page of results.
         requests: (path with query, headers) of what was asked so far, in order.
         times: {path: seconds at which it was asked for}.
@@ -100,20 +102,36 @@ class Gallery:
     def __init__(self, hosts=("127.0.0.1",), port=0, away=()):
         self.pictures, self.items, self.modes = {}, [], {}
         self.query_modes, self.parts, self.hold = {}, False, None
+        self.free, self.hang_up = 0, {}
         self.left = set()
         self.delay, self.requests, self.times = 0, [], {}
-        self.most_at_once, self.at_once = {}, {}
+        self.most_at_once, self.at_once, self.counts = {}, {}, {}
         self.lock, self.closing = threading.Lock(), threading.Event()
         site = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
+            host = None
 
             def do_GET(self):
                 if self.server.server_address in site.left:  # a kept connection
                     return fault_drop(site, self, "")
                 site.answer(self)
+
+            def begin(self, host):
+                """Count this request among those under way."""
+                self.host = host
+                site.at_once[host] = site.at_once.get(host, 0) + 1
+                now = site.at_once[host]
+                site.most_at_once[host] = max(now, site.most_at_once.get(host, 0))
+
+            def end(self):
+                """Count it out: before the client has the answer, and asks again."""
+                with site.lock:
+                    if self.host is not None:
+                        site.at_once[self.host] -= 1
+                    self.host = None
 
             def log_message(self, *args):
                 """Stay quiet."""
@@ -217,16 +235,19 @@ class Gallery:
         with self.lock:
             self.requests.append((handler.path, dict(handler.headers)))
             self.times.setdefault(parts.path, []).append(time.monotonic())
-            now = self.at_once[host] = self.at_once.get(host, 0) + 1
-            self.most_at_once[host] = max(now, self.most_at_once.get(host, 0))
+            number = self.counts.get(host, 0)
+            self.counts[host] = number + 1
+            handler.begin(host)
         try:
-            if parts.path in ENGINES:
+            if number in self.hang_up.get(self.addresses.index(host), ()):
+                fault_drop(self, handler, "")
+            elif parts.path in ENGINES:
                 engine = ENGINES[parts.path]
                 query = dict(urllib.parse.parse_qsl(parts.query))
                 self.answer_engine(handler, engine, query, self.mode(engine, query))
             elif parts.path in self.pictures:
                 self.closing.wait(self.delay)
-                if self.hold is not None:
+                if self.hold is not None and self.asked("/pictures/") > self.free:
                     self.hold.wait(60)
                 send(handler, self.pictures[parts.path], kind="image/jpeg")
             elif parts.path.startswith("/faults/"):
@@ -242,8 +263,7 @@ class Gallery:
             else:
                 send(handler, b"not here", 404)
         finally:
-            with self.lock:
-                self.at_once[host] -= 1
+            handler.end()
 
     def answer_engine(self, handler, engine, query, mode):
         """Answer a request for a page of results.
@@ -315,6 +335,7 @@ def spoil(body, kind, mode):
 
 def send(handler, body, status=200, kind="text/plain", headers=None):
     """Send a whole answer."""
+    handler.end()
     handler.send_response(status)
     for name, value in (headers or {}).items():
         handler.send_header(name, value)
@@ -690,7 +711,7 @@ def fault_moved(gallery, handler, name):
 
 def fault_detour(gallery, handler, name):
     """/faults/detour_5: five redirects, each after a pause."""
-    gallery.closing.wait(0.7)
+    gallery.closing.wait(1.4)
     count = int(name.partition("_")[2])
     target = f"/faults/detour_{count - 1}" if count > 1 else "/faults/plain_detour"
     send(handler, b"", 302, headers={"Location": target})

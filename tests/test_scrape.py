@@ -19,11 +19,11 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT, copy_script, load_script, run_script
+from conftest import copy_script, load_script, run_script, signal_at
 from gallery import Gallery, make_picture
 from PIL import Image
 
-# Stands in for the limits of real life, so that a fault costs seconds.
+# Stands in for the pauses of real life, so that a fault costs seconds.
 QUICK = {
     "ENGINES": ("commons",),
     "KEYWORDS": ("flex",),
@@ -35,13 +35,18 @@ QUICK = {
     "DEFAULT_DELAY": 0,
     "ALLOW_PRIVATE_HOSTS": True,
     "MAX_BYTES": 2_000_000,
-    "REQUEST_TIMEOUT": 2,
-    "IMAGE_DEADLINE": 3,
-    "PAGE_TIMEOUT": 5,
+    "REQUEST_TIMEOUT": 60,
+    "IMAGE_DEADLINE": 60,
+    "PAGE_TIMEOUT": 60,
     "PAUSES": (0.1, 0.2, 0.4),
     "BUSY_PAUSE": 0.3,
     "LEFT_PAUSE": 1,
 }
+# For what never comes; a good answer on a busy machine has to come within them, too.
+SHORT = {"REQUEST_TIMEOUT": 4, "IMAGE_DEADLINE": 6}
+
+
+unix = pytest.mark.skipif(os.name == "nt", reason="needs signals")
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +66,7 @@ def gallery():
 def crawl(folder, gallery, **edits):
     """Run scrape.py against the gallery."""
     settings = {**QUICK, "ENDPOINTS": gallery.endpoints, **edits}
-    return run_script("scrape.py", folder, timeout=100, **settings)
+    return run_script("scrape.py", folder, **settings)
 
 
 def raw(folder, name=""):
@@ -179,7 +184,7 @@ def test_faults_of_images(tmp_path, gallery):
     gallery.add(40, hosts=[good])
     for item in gallery.items[1:]:
         item["engines"] = ("commons",)
-    result = crawl(tmp_path, gallery, ENGINES=("commons", "openverse"))
+    result = crawl(tmp_path, gallery, ENGINES=("commons", "openverse"), **SHORT)
     assert result.returncode == 0
     assert result.stderr == ""
     lines = {line["url"]: line for line in read(tmp_path)}
@@ -207,7 +212,7 @@ def test_faults_of_images(tmp_path, gallery):
     assert sum(count_of(summary, kind) for kind in kinds) == len(passing) - 1  # short
     # What failed for good is not asked again; the rest is.
     del gallery.requests[:]
-    assert crawl(tmp_path, gallery).returncode == 0
+    assert crawl(tmp_path, gallery, **SHORT).returncode == 0
     assert gallery.asked("/pictures/") == gallery.asked("/faults/status_404") == 0
     assert gallery.asked("/faults/status_500") > 0
     assert len(pictures(tmp_path)) == len(saved) + 1 + 40
@@ -215,7 +220,7 @@ def test_faults_of_images(tmp_path, gallery):
     slow = ("drip", "headers", "detour_5")
     assert all(gallery.asked(f"/faults/{name}") == 1 for name in slow)
     del gallery.requests[:]
-    assert crawl(tmp_path, gallery).returncode == 0
+    assert crawl(tmp_path, gallery, **SHORT).returncode == 0
     assert all(gallery.asked(f"/faults/{name}") == 0 for name in slow)
 
 
@@ -279,24 +284,12 @@ def test_bounds_hold_behind_a_proxy(tmp_path, gallery, monkeypatch):
     urls = [f"http://web.example/faults/{name}" for name in names]
     (tmp_path / "urls.txt").write_text("\n".join(urls))
     edits = {"ENGINES": ("urls",), "URL_FILE": "urls.txt", "ALLOW_PRIVATE_HOSTS": False}
-    assert crawl(tmp_path, gallery, **edits).returncode == 0
+    assert crawl(tmp_path, gallery, **edits, **SHORT).returncode == 0
     assert [line["url"] for line in read(tmp_path)] == urls[3:]
     reasons = {line["url"]: line["reason"] for line in read(tmp_path, "failed.jsonl")}
     assert "took too long" in reasons[urls[0]]
     assert "took too long" in reasons[urls[1]]
     assert "more than 2000000 bytes" in reasons[urls[2]]
-
-
-def test_the_guard_is_in_the_path_of_every_connection(monkeypatch):
-    """Whatever method of requests asks for a pool, old ones included."""
-    scrape = load_script("scrape.py")
-    for scheme in ("http", "https"):
-        adapter = scrape.Session().get_adapter(f"{scheme}://127.0.0.1:1/")
-        pool = adapter.poolmanager.connection_from_url(f"{scheme}://127.0.0.1:1/")
-        assert issubclass(pool.ConnectionCls, scrape.Guarded)
-        manager = adapter.proxy_manager_for("http://127.0.0.1:1")
-        pool = manager.connection_from_url(f"{scheme}://127.0.0.1:1/")
-        assert issubclass(pool.ConnectionCls, scrape.Guarded)
 
 
 @pytest.mark.parametrize(
@@ -399,7 +392,7 @@ def test_what_may_be_our_own_slowness_gets_a_second_run(tmp_path, gallery):
     gallery.items = [{"url": f"{gallery.address}/faults/{name}"} for name in names]
     for run, lines in ((1, 3), (2, 6), (3, 6)):
         del gallery.requests[:]
-        crawl(tmp_path, gallery)
+        crawl(tmp_path, gallery, **SHORT)
         assert len(read(tmp_path, "failed.jsonl")) == lines
         for name in names[:3]:
             assert gallery.asked(f"/faults/{name}") == (run < 3)
@@ -439,7 +432,7 @@ def test_over_tls(tmp_path, gallery, monkeypatch):
         good = [f"{secure}/faults/plain_{number}" for number in range(5)]
         gallery.items = [{"url": url} for url in [shaking, *slow, *good]]
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "cert.pem"))
-        result = crawl(tmp_path, gallery)
+        result = crawl(tmp_path, gallery, **SHORT)
     assert result.returncode == 0
     assert "unreachable 1" in result.stdout  # the handshake did not come to an end
     assert {line["url"] for line in read(tmp_path)} == set(good)
@@ -473,13 +466,6 @@ def test_nothing_odd_in_a_picture_or_a_title_is_passed_on(tmp_path, gallery):
     assert r"R\&D \~x\~ \$1" in text
 
 
-def test_private_addresses_are_refused_by_default():
-    tree = ast.parse((ROOT / "scrape.py").read_text(encoding="utf-8"))
-    (node,) = [node for node in tree.body if isinstance(node, ast.Assign)
-               and node.targets[0].id == "ALLOW_PRIVATE_HOSTS"]  # fmt: skip
-    assert node.value.value is False
-
-
 # Hosts that are away for a moment
 
 
@@ -496,22 +482,13 @@ def test_a_host_that_comes_late_loses_nothing(tmp_path):
         assert len(pictures(tmp_path)) == 30
 
 
-def test_a_host_that_was_left_gets_another_chance(tmp_path):
-    with Gallery(["127.0.0.1"] * 3) as gallery:
-        gallery.add(60, hosts=gallery.addresses[1:])
-        gallery.delay = 0.05
-
-        def leave_for_a_while():
-            wait_for(lambda: len(gallery.times) > 10)
-            gallery.leave(1)
-            time.sleep(2)  # longer than all PAUSES
-            gallery.arrive(1)
-
-        away = threading.Thread(target=leave_for_a_while)
-        away.start()
-        assert crawl(tmp_path, gallery, LEFT_PAUSE=1).returncode == 0
-        away.join()
-        assert len(pictures(tmp_path)) == 60
+def test_a_host_that_was_left_gets_another_chance(tmp_path, gallery):
+    """It hangs up more often than there are PAUSES, so that it is left for a while."""
+    gallery.add(60, hosts=gallery.addresses[1:3])
+    gallery.hang_up[1] = range(5, 11)
+    result = crawl(tmp_path, gallery, LEFT_PAUSE=1)
+    assert result.returncode == 0
+    assert len(pictures(tmp_path)) == 60
 
 
 def test_a_host_that_never_answered_gets_one_more_chance(tmp_path, gallery):
@@ -577,8 +554,8 @@ def test_a_slow_host_does_not_hold_all_threads(tmp_path, gallery):
     silent = [f"{gallery.addresses[1]}/faults/silent_{number}" for number in range(8)]
     gallery.items = [{"url": url} for url in silent]
     gallery.add(30, hosts=[gallery.addresses[2]])
-    settings = {**QUICK, "ENDPOINTS": gallery.endpoints, "REQUEST_TIMEOUT": 60}
-    settings["IMAGE_DEADLINE"] = 60
+    settings = {**QUICK, "ENDPOINTS": gallery.endpoints, "REQUEST_TIMEOUT": 600}
+    settings["IMAGE_DEADLINE"] = 600
     copy = copy_script("scrape.py", tmp_path, **settings)
     process = subprocess.Popen([sys.executable, copy.name], cwd=tmp_path)
     wait_for(lambda: len(list(raw(tmp_path).glob("0*"))) == 30)
@@ -647,15 +624,19 @@ def test_too_few_file_handles(tmp_path, gallery):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
-@pytest.mark.parametrize("end", [">/dev/full", "| true", ">&-"])
+@pytest.mark.parametrize("end", [">/dev/full", "|", ">&-"])
 def test_a_stdout_that_is_closed(tmp_path, gallery, end):
     gallery.add(6)
     settings = {**QUICK, "ENDPOINTS": gallery.endpoints}
     copy = copy_script("scrape.py", tmp_path, **settings)
-    command = f"set -o pipefail; sleep 0.2; {sys.executable} {copy.name} {end}"
+    command = f"{sys.executable} {copy.name} {end.strip('|')}"
+    ours, theirs = os.pipe()
+    os.close(ours)  # "|": whoever read from it has gone
     result = subprocess.run(
-        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True
-    )
+        ["bash", "-c", command], cwd=tmp_path, text=True,
+        stdout=theirs, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    os.close(theirs)
     if end == ">&-":  # nobody wants to see it
         assert (result.returncode, result.stderr) == (0, "")
         return
@@ -751,7 +732,7 @@ def test_429_without_retry_after(tmp_path, gallery, mode):
     assert len(pictures(tmp_path)) == 90
     pages = gallery.times["/v1/images/"]
     gaps = [after - before for before, after in itertools.pairwise(pages)]
-    assert sum(gap > 0.9 for gap in gaps) == 2
+    assert gaps[1] > 0.9 and gaps[3] > 0.9  # after each of the two
 
 
 def test_an_image_host_that_says_429_without_a_word(tmp_path, gallery):
@@ -826,7 +807,10 @@ def test_google_is_refused_in_one_line(tmp_path, gallery):
 def test_faults_of_engines(tmp_path, gallery, engine, mode, words):
     gallery.add(5)
     gallery.modes[engine] = mode
-    result = crawl(tmp_path, gallery, ENGINES=(engine,), PAGE_TIMEOUT=1)
+    edits = {}
+    if mode == "silent":
+        edits["PAGE_TIMEOUT"] = 1
+    result = crawl(tmp_path, gallery, ENGINES=(engine,), **edits)
     assert result.returncode == 1
     assert words in result.stderr
     assert "fewer than MIN_NUM = 1" in result.stderr
@@ -907,7 +891,7 @@ def test_silent_engines_cost_less_than_a_minute_in_all(tmp_path, gallery):
 def test_a_slow_page_of_results_is_waited_for(tmp_path, gallery):
     gallery.add(5)
     gallery.modes["commons"] = "slow"
-    edits = {"ENGINES": ("commons", "openverse"), "PAGE_TIMEOUT": 30, "MAX_NUM": 5}
+    edits = {"ENGINES": ("commons", "openverse"), "REQUEST_TIMEOUT": 5, "MAX_NUM": 5}
     assert crawl(tmp_path, gallery, **edits).returncode == 0
     assert {line["engine"] for line in read(tmp_path)} == {"commons"}
 
@@ -1309,8 +1293,7 @@ def test_one_run_at_a_time(tmp_path, gallery):
     pytest.importorskip("fcntl")
     gallery.add(40)
     gallery.hold = threading.Event()  # the first run gets no picture until told
-    settings = {**QUICK, "ENDPOINTS": gallery.endpoints, "REQUEST_TIMEOUT": 60}
-    settings["IMAGE_DEADLINE"] = 60
+    settings = {**QUICK, "ENDPOINTS": gallery.endpoints}
     copy = copy_script("scrape.py", tmp_path, **settings)
     process = subprocess.Popen([sys.executable, copy.name], cwd=tmp_path)
     wait_for(lambda: gallery.asked("/pictures/") > 0)
@@ -1319,7 +1302,7 @@ def test_one_run_at_a_time(tmp_path, gallery):
     gallery.hold.set()
     assert result.returncode == 1
     assert f"Another scrape.py is at work in {raw(tmp_path)}" in result.stderr
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=300) == 0
     assert len(pictures(tmp_path)) == len(read(tmp_path)) == 40
 
 
@@ -1420,13 +1403,20 @@ def test_odd_lines_and_names_in_the_folder(tmp_path, gallery):
     assert raw(tmp_path, "CREDITS.md").exists()
 
 
+def kill_at(folder, gallery, event, ending, count=1):
+    """Run scrape.py for four pictures, and have it killed at a known moment."""
+    environment = signal_at(folder, signal.SIGKILL, event, ending, count)
+    edits = {"environment": environment, "MAX_NUM": 4}
+    assert crawl(folder, gallery, **edits).returncode == -signal.SIGKILL
+
+
+@unix
 @pytest.mark.parametrize("cut", [1, 30])
 def test_a_torn_line_is_healed(tmp_path, gallery, cut):
     gallery.add(6)
-    assert crawl(tmp_path, gallery, MAX_NUM=3).returncode == 0
+    kill_at(tmp_path, gallery, "os.rename", "000003.jpg")
     path = raw(tmp_path, "manifest.jsonl")
     whole = path.read_bytes()
-    raw(tmp_path, "000003.jpg").rename(raw(tmp_path, ".000003.jpg.part"))
     path.write_bytes(whole[:-cut])  # cut 1 takes the end of the line only
     with raw(tmp_path, "failed.jsonl").open("ab") as file:
         file.write(b'{"url": "http://torn')
@@ -1458,11 +1448,25 @@ def test_kill_in_the_middle(tmp_path, gallery):
     assert not list(raw(tmp_path).glob(".*"))
 
 
+@unix
 def test_a_kill_between_line_and_name_loses_nothing(tmp_path, gallery):
     gallery.add(4)
+    kill_at(tmp_path, gallery, "os.rename", "000002.jpg")
+    assert [line["file"] for line in read(tmp_path)] == ["000001.jpg", "000002.jpg"]
+    assert not raw(tmp_path, "000002.jpg").exists()
+    name = read(tmp_path)[1]["url"].rpartition("/")[2]
+    del gallery.requests[:]
     assert crawl(tmp_path, gallery, MAX_NUM=4).returncode == 0
-    raw(tmp_path, "000002.jpg").rename(raw(tmp_path, ".000002.jpg.part"))
-    raw(tmp_path, ".000009.jpg.part").write_bytes(b"half")
+    assert len(pictures(tmp_path)) == len(read(tmp_path)) == 4
+    assert gallery.asked(f"/pictures/{name}") == 0
+    assert not list(raw(tmp_path).glob(".*"))
+
+
+@unix
+def test_a_kill_before_the_line_leaves_nothing_behind(tmp_path, gallery):
+    gallery.add(4)
+    # It was opened for its lock, and to be healed and read: now comes the first line.
+    kill_at(tmp_path, gallery, "open", "manifest.jsonl", 4)
     assert crawl(tmp_path, gallery, MAX_NUM=4).returncode == 0
     assert len(pictures(tmp_path)) == len(read(tmp_path)) == 4
     assert not list(raw(tmp_path).glob(".*"))
@@ -1471,8 +1475,9 @@ def test_a_kill_between_line_and_name_loses_nothing(tmp_path, gallery):
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent there")
 def test_interrupt(tmp_path, gallery):
     gallery.add(300)
-    gallery.delay = 0.05
-    settings = {**QUICK, "ENDPOINTS": gallery.endpoints, "MAX_NUM": 200}
+    gallery.hold = threading.Event()
+    gallery.free = 20  # the run cannot end before it gets the signal
+    settings = {**QUICK, "ENDPOINTS": gallery.endpoints, "MAX_NUM": 200, **SHORT}
     copy = copy_script("scrape.py", tmp_path, **settings)
     process = subprocess.Popen(
         [sys.executable, copy.name], cwd=tmp_path, text=True,
@@ -1480,20 +1485,20 @@ def test_interrupt(tmp_path, gallery):
     )  # fmt: skip
     wait_for(lambda: len(list(raw(tmp_path).glob("0*"))) >= 10)
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=20)
+    output, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert errors.startswith("Stopped: all files are whole")
     assert 'commons "flex": saved' in output
     count = len(pictures(tmp_path))
-    assert 10 <= count < 200
+    assert 10 <= count <= 20
     assert count == len(read(tmp_path))
     assert raw(tmp_path, "CREDITS.md").exists()
     assert not list(raw(tmp_path).glob(".*"))
 
 
 def wait_for(condition):
-    """Wait until something has happened; at most 20 s."""
-    until = time.monotonic() + 20
+    """Wait until something has happened; at most 300 s."""
+    until = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -1524,8 +1529,10 @@ def test_disk_full(tmp_path, gallery, title):
         assert "No space left on device" in result.stderr
         assert "Traceback" not in result.stderr
         assert len(pictures(tmp_path)) > 5
-        for path in raw(tmp_path).glob(".*.part"):  # none is half
-            Image.open(path).load()
+        others = ("manifest.jsonl", "failed.jsonl", "CREDITS.md")
+        for path in raw(tmp_path).iterdir():
+            if path.name not in others:  # a picture, and none is half
+                Image.open(path).load()
         assert gallery.asked("/pictures/") < 100
         # With room again it goes on, and every line and picture is whole.
         subprocess.run(
@@ -1579,7 +1586,7 @@ def test_a_terminal_gets_a_live_line(tmp_path, gallery):
         while data := os.read(ours, 65536):
             output += data
     os.close(ours)
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=300) == 0
     assert b"commons flex" in output
     assert b"/1000" in output
 
@@ -1644,12 +1651,14 @@ def test_the_gallery_by_hand(tmp_path):
     )  # fmt: skip
     text = ""
     while "MIN_NUM" not in text:
-        text += process.stdout.readline()
+        line = process.stdout.readline()
+        assert line, "it ended too early"
+        text += line
     settings = dict(line.split(" = ", 1) for line in text.splitlines() if " = " in line)
     assert settings["ALLOW_PRIVATE_HOSTS"] == "True"
     ends = ast.literal_eval(text[text.index("{") : text.index("}") + 1])
     edits = {**QUICK, "ENDPOINTS": ends, "MIN_NUM": 2, "ENGINES": ("openverse",)}
-    assert run_script("scrape.py", tmp_path, timeout=60, **edits).returncode == 0
+    assert run_script("scrape.py", tmp_path, **edits).returncode == 0
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=20)
+    output, errors = process.communicate(timeout=300)
     assert (process.returncode, errors) == (0, "")
