@@ -10,7 +10,14 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, SCRIPTS, copy_script, read_settings, run_script
+from conftest import (
+    ROOT,
+    SCRIPTS,
+    copy_script,
+    load_script,
+    read_settings,
+    run_script,
+)
 
 DEFAULTS = {
     "scrape": {
@@ -189,6 +196,49 @@ def test_scripts_have_one_silhouette(script):
     guard = re.sub(r"'Stopped: [^']+\. Run again( to go on)?\.'", "STOPPED", guard)
     guard = re.sub(r"stop\(error, [A-Z_]+\)", "stop(error, PATH)", guard)
     assert guard == GUARD
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there nothing is cleared away")
+def test_leftovers_of_killed_runs_are_cleared_and_others_stay(tmp_path):
+    """By the `replacing` of one script: the test above says that all have the same."""
+    code = (
+        "import pathlib, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import scrape\n"
+        "with scrape.replacing(pathlib.Path(sys.argv[1])) as path:\n"
+        "    path.write_text('half')\n"
+        "    print('begun', flush=True)\n"
+        "    input()\n"
+    )
+
+    def begin(name):
+        """Start a run that writes a file; return it and what it has put there."""
+        before = set(tmp_path.iterdir())
+        run = subprocess.Popen(
+            [sys.executable, "-B", "-c", code, name], cwd=tmp_path, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert run.stdout.readline() == "begun\n"
+        return run, set(tmp_path.iterdir()) - before
+
+    killed, leftovers = begin("loss.png")
+    other, leftovers_of_other = begin("other.png")
+    for run in (killed, other):
+        run.kill()
+        run.communicate()
+    lives, unfinished = begin("loss.png")
+    files = (*leftovers, *leftovers_of_other, *unfinished)
+    assert len(files) == 3 and "loss.png" not in {path.name for path in files}
+    scrape = load_script("scrape.py")
+    with scrape.replacing(tmp_path / "loss.png") as path:
+        path.write_text("whole")
+    assert set(tmp_path.iterdir()) == {
+        tmp_path / "loss.png", *leftovers_of_other, *unfinished
+    }  # fmt: skip
+    lives.communicate("go on\n")
+    assert lives.returncode == 0
+    assert set(tmp_path.iterdir()) == {tmp_path / "loss.png", *leftovers_of_other}
+    assert (tmp_path / "loss.png").read_text() == "half"  # the last one to end
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -62,11 +62,6 @@ def test_a_part_of_a_batch_is_left_out_and_replicas_get_equal_parts():
     assert sum(len(rows) for rows in rows_of(held_out, 0)) == 4
 
 
-def test_the_end_of_a_dataset_does_not_wait_for_the_tuner():
-    datasets = train_vae.make_datasets(draw_images(40), 36, 12, 0, 0, 1)
-    assert [x.options().autotune.enabled for x in datasets] == [False, False]
-
-
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_the_array_is_read_with_its_id_and_mean(order, tmp_path, monkeypatch):
     monkeypatch.setattr(train_vae, "VALIDATION_IMAGES", 6)
@@ -191,18 +186,6 @@ def test_a_full_disk_leaves_the_earlier_models_and_nothing_else(tmp_path):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-
-
-def test_leftovers_of_killed_runs_are_cleared_and_others_stay(tmp_path):
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    lives = f".{os.getppid()}-loss.png"
-    for name in (f".{ended.pid}-loss.png", lives, f".{ended.pid}-other.png"):
-        (tmp_path / name).touch()
-    with train_vae.replacing(tmp_path / "loss.png") as path:
-        path.touch()
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {lives, f".{ended.pid}-other.png", "loss.png"}
 
 
 def test_a_figure_that_cannot_be_drawn_is_told_and_training_goes_on(tmp_path, capsys):
@@ -396,14 +379,14 @@ os.write(2, b"a reason by native code\\n")
     [
         ("os.abort()", -signal.SIGABRT, True),
         ("raise ImportError('no wheel')", 1, True),
-        ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", 130, False),
+        ("os.kill(os.getpid(), signal.SIGINT); time.sleep(600)", 130, False),
     ],
 )
 def test_an_import_that_fails_shows_what_was_held_back(end, code, said, tmp_path):
     """A keras.py beside the script stands for an installation that is broken."""
     (tmp_path / "keras.py").write_text(BROKEN + end + "\n")
     process = start(tmp_path)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == code
     assert stdout == ""
     assert ("a reason by native code" in stderr) == said

@@ -9,7 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import run_script
+from conftest import run_script, signal_at
 from train_helpers import (
     build,
     draw_images,
@@ -19,10 +19,8 @@ from train_helpers import (
     read_history,
     read_summary,
     small,
-    start,
     strip,
     train_vae,
-    wait_for,
 )
 
 SETTINGS = {"KL_WEIGHT": 5e-4, "SEED": 0}
@@ -310,33 +308,31 @@ def test_a_finished_training_heals_its_files_goes_on_and_survives_a_change(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
 def test_a_stopped_and_a_killed_training_go_on_as_if_nothing_had_been(
     trained, tmp_path
 ):
     prepare(tmp_path, draw_images(410))
-    stopped = start(tmp_path, **small())
-    picture = tmp_path / "figures/reconstructions.png"  # drawn after the first epoch
-    wait_for(picture.exists, stopped)
-    stopped.send_signal(signal.SIGINT)
-    _, stderr = stopped.communicate(timeout=120)
-    done = len(read_history(tmp_path))
-    assert stopped.returncode == 130 and done < 6
-    assert f"{done} of 6 epochs are done." in stderr
-    assert "Run again to go on" in stderr and "Traceback" not in stderr
+    # After the first epoch the figures are drawn, when its backup is there.
+    moment = signal_at(tmp_path, signal.SIGINT, "os.rename", "loss.png")
+    stopped = run_script("train_vae.py", tmp_path, environment=moment, **small())
+    assert stopped.returncode == 130 and len(read_history(tmp_path)) == 1
+    assert "1 of 6 epochs are done." in stopped.stderr
+    assert "Run again to go on" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
     assert not list(tmp_path.rglob(".*"))
 
-    killed = start(tmp_path, **small())
-    wait_for(lambda: len(read_history(tmp_path)) > done, killed)
-    killed.kill()
-    killed.communicate()
+    # In the fourth epoch, between its history and its backup.
+    moment = signal_at(tmp_path, signal.SIGKILL, "os.rename", "backup.npz", 3)
+    killed = run_script("train_vae.py", tmp_path, environment=moment, **small())
+    assert killed.returncode == -signal.SIGKILL
+    assert "1 epochs are done, going on from model/backup.npz" in killed.stdout
+    assert len(read_history(tmp_path)) == 4
     assert not (tmp_path / "model/encoder.keras").exists()
-    (tmp_path / f"model/.{killed.pid}-backup.npz").touch()  # as a kill may leave it
-    (tmp_path / f"model/.{os.getpid()}-backup.npz").touch()  # of a run that lives
 
     resumed = run_script("train_vae.py", tmp_path, **small())
-    assert "epochs are done, going on from model/backup.npz" in resumed.stdout
-    left = [path.name for path in tmp_path.rglob(".*")]
-    assert left == [f".{os.getpid()}-backup.npz"]
+    assert "3 epochs are done, going on from model/backup.npz" in resumed.stdout
+    assert not list(tmp_path.rglob(".*"))
     histories = [strip(read_history(folder)) for folder in (trained, tmp_path)]
     assert histories[0] == histories[1]
     ids = [read_summary(folder)["model_id"] for folder in (trained, tmp_path)]
