@@ -4,16 +4,14 @@ import contextlib
 import hashlib
 import io
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import cv2
 import numpy as np
 import pytest
-from conftest import copy_script, run_script
+from conftest import copy_script, run_script, signal_at
 from pictures import (
     QUARTERS,
     assert_corners,
@@ -524,84 +522,67 @@ def test_mnist_without_the_web(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @unix
-def test_two_runs_at_once(slow):
+def test_two_runs_at_once(many):
     command = [sys.executable, "preprocess.py"]
-    for number in range(40, 400):
-        (slow / "raw" / f"{number}.png").unlink()
     runs = [
-        subprocess.Popen(command, cwd=slow, stderr=subprocess.PIPE) for _ in range(2)
+        subprocess.Popen(command, cwd=many, stderr=subprocess.PIPE) for _ in range(2)
     ]
     for process in runs:
-        assert process.communicate(timeout=120)[1] == b"" and process.returncode == 0
-    data = (slow / "data" / "images.npy").read_bytes()
+        assert process.communicate(timeout=300)[1] == b"" and process.returncode == 0
+    data = (many / "data" / "images.npy").read_bytes()
     images_id = hashlib.sha256(data).hexdigest()[:16]
-    index = read_table(slow / "data" / "images.csv")
-    assert len(index) == 80 and {line["images_id"] for line in index} == {images_id}
-    left = sorted(path.name for path in (slow / "data").iterdir())
+    index = read_table(many / "data" / "images.csv")
+    assert len(index) == 120 and {line["images_id"] for line in index} == {images_id}
+    left = sorted(path.name for path in (many / "data").iterdir())
     assert left == ["images.csv", "images.npy", "rejected.csv"]
 
 
 # ----------------------------------------------------------------------------
 # Stopped in the middle
 # ----------------------------------------------------------------------------
+MANY = {"INPUT": "raw", "IMAGE_SIZE": 64, "CHECKS": False}
+
+
 @pytest.fixture
-def slow(tmp_path):
-    """Make a folder that takes the script some seconds, and an earlier array."""
-    raw = tmp_path / "raw"
-    raw.mkdir()
-    (raw / "0.png").write_bytes(encode(draw_noise(0, 1500, 1500), "PNG"))
-    for number in range(1, 400):
-        try:
-            os.link(raw / "0.png", raw / f"{number}.png")
-        except OSError:
-            shutil.copy(raw / "0.png", raw / f"{number}.png")
+def many(tmp_path):
+    """Make a folder with 60 pictures and an earlier array."""
+    (tmp_path / "raw").mkdir()
+    for number in range(60):
+        png = encode(draw_noise(number), "PNG")
+        (tmp_path / "raw" / f"{number}.png").write_bytes(png)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "images.npy").write_bytes(b"earlier")
-    copy_script("preprocess.py", tmp_path, INPUT="raw", IMAGE_SIZE=64, CHECKS=False)
+    copy_script("preprocess.py", tmp_path, **MANY)
     return tmp_path
 
 
-def start_and_wait_for_rows(folder):
-    """Start the script and return it when its temporary file has grown."""
-    command = [sys.executable, "preprocess.py"]
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
-    temporary = folder / "data" / f".{process.pid}-images.npy"
-    deadline = time.monotonic() + 60
-    while not (temporary.exists() and temporary.stat().st_size > 8000):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    return process, temporary
-
-
-@pytest.mark.slow
 @unix
-def test_interrupt_keeps_the_earlier_array(slow):
-    process, temporary = start_and_wait_for_rows(slow)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert stderr.startswith("Stopped") and len(stderr.splitlines()) == 1
-    assert (slow / "data" / "images.npy").read_bytes() == b"earlier"
-    assert [path.name for path in (slow / "data").iterdir()] == ["images.npy"]
+def test_interrupt_keeps_the_earlier_array(many):
+    moment = signal_at(many, signal.SIGINT, "open", ".png", 50)
+    result = run_script("preprocess.py", many, environment=moment, **MANY)
+    assert result.returncode == 130
+    assert result.stderr.startswith("Stopped")
+    assert len(result.stderr.splitlines()) == 1
+    assert (many / "data" / "images.npy").read_bytes() == b"earlier"
+    assert [path.name for path in (many / "data").iterdir()] == ["images.npy"]
 
 
-@pytest.mark.slow
 @unix
-def test_kill_keeps_the_earlier_array_and_is_cleared_up_later(slow):
-    process, temporary = start_and_wait_for_rows(slow)
-    process.kill()
-    process.communicate(timeout=60)
-    assert (slow / "data" / "images.npy").read_bytes() == b"earlier"
-    assert temporary.exists()
-    for number in range(1, 400):
-        (slow / "raw" / f"{number}.png").unlink()
-    other = slow / "data" / ".1-images.npy"  # of a run that is under way
-    other.write_bytes(b"other")
-    result = run_script("preprocess.py", slow, INPUT="raw", IMAGE_SIZE=64, CHECKS=False)
-    assert result.returncode == 0
-    assert np.load(slow / "data" / "images.npy").shape == (2, 64, 64, 3)
-    assert not temporary.exists()
-    assert other.read_bytes() == b"other"
+@pytest.mark.parametrize(
+    ("event", "ending", "count"),
+    [("open", ".png", 50), ("os.rename", "images.npy", 1)],
+)
+def test_kill_keeps_the_earlier_array_and_is_cleared_up_later(
+    many, event, ending, count
+):
+    moment = signal_at(many, signal.SIGKILL, event, ending, count)
+    result = run_script("preprocess.py", many, environment=moment, **MANY)
+    assert result.returncode == -signal.SIGKILL
+    assert (many / "data" / "images.npy").read_bytes() == b"earlier"
+    assert run_script("preprocess.py", many, **MANY).returncode == 0
+    assert np.load(many / "data" / "images.npy").shape == (120, 64, 64, 3)
+    left = sorted(path.name for path in (many / "data").iterdir())
+    assert left == ["images.csv", "images.npy", "rejected.csv"]
 
 
 @unix
@@ -642,16 +623,23 @@ def test_memory_does_not_grow_with_the_number_of_files(tmp_path):
         source.write_bytes(encode(draw_noise(0, 300, 300), "JPEG"))
         for number in range(1, count):
             os.link(source, folder / "raw" / f"{number}.jpg")
-        copy_script("preprocess.py", folder, INPUT="raw", IMAGE_SIZE=256, MIRROR=True)
-        process = subprocess.Popen([sys.executable, "preprocess.py"], cwd=folder)
-        peak = 0
-        while process.poll() is None:
-            with contextlib.suppress(OSError), open(f"/proc/{process.pid}/status") as f:
-                sizes = [line.split()[1] for line in f if line.startswith("RssAnon")]
-                peak = max([peak, *map(int, sizes)])
-            time.sleep(0.01)
-        assert process.returncode == 0
-        return peak / 1000
+        # It looks whenever a picture is opened, so that it cannot be too late.
+        (folder / "sitecustomize.py").write_text(
+            "import atexit, sys\n"
+            "seen = [0]\n"
+            "def look(event, details):\n"
+            "    if event == 'open' and str(details[0]).endswith('.jpg'):\n"
+            "        for line in open('/proc/self/status'):\n"
+            "            if line.startswith('RssAnon'):\n"
+            "                seen.append(int(line.split()[1]))\n"
+            "sys.addaudithook(look)\n"
+            "atexit.register(lambda: print('peak', max(seen)))\n"
+        )
+        edits = {"INPUT": "raw", "IMAGE_SIZE": 256, "MIRROR": True}
+        environment = {"PYTHONPATH": str(folder)}
+        result = run_script("preprocess.py", folder, environment=environment, **edits)
+        assert result.returncode == 0
+        return int(result.stdout.rpartition("peak ")[2]) / 1000
 
     few, many = measure(40), measure(400)  # arrays of 16 and of 157 MB
     assert many - few < 25, (few, many)
@@ -708,7 +696,7 @@ def test_what_libraries_write_does_not_break_the_live_line(tmp_path):
         while data := os.read(main, 65536):
             output += data
     os.close(main)
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0
     before, _, after = output.partition(b"Fax4Decode")
     assert after, output  # libtiff did complain, and nothing of it is lost
     assert b"100%" in before and b"a second" in before
