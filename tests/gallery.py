@@ -271,9 +271,9 @@ class Gallery:
         Modes: "ok"; a number, an HTTP status; (status, Retry-After); "empty", nothing
         found; "blank", an empty body; "malformed"; "half"; "other shape"; "error:CODE",
         one of the API with status 200; "odd", one broken item first; "repeat", the
-        first page always; "slow", 10 s; "silent", never; "short", cut short; "quota",
-        none left; "old quota", the same from a cache; "wait", HTTP 429 that says only
-        in its text how long; "captcha".
+        first page always; "many", more are counted than are shown; "slow", 10 s;
+        "silent", never; "short", cut short; "quota", none left; "old quota", the same
+        from a cache; "wait", HTTP 429 that says only in its text how long; "captcha".
         """
         headers = {}
         if engine == "openverse":
@@ -475,7 +475,12 @@ def openverse_page(gallery, items, query, mode):
         })  # fmt: skip
     if mode == "odd":
         results.insert(0, {"id": "odd", "license": licenses[0], "url": None})
-    answer = {"result_count": min(240, len(items) if mode != "repeat" else 240)}
+    count = min(240, len(items))
+    if mode == "repeat":
+        count = 240
+    if mode == "many" and items:
+        count = 10_000  # what there is, and not what is shown
+    answer = {"result_count": count}
     answer |= {"page_count": 12, "page_size": size, "page": number, "results": results}
     return 200, kind, json.dumps(answer).encode()
 
@@ -672,13 +677,12 @@ def fault_drip(gallery, handler, name):
 
 
 def fault_headers(gallery, handler, name):
-    """Headers that trickle in."""
+    """A header that trickles in, for ever."""
     handler.send_response_only(200)
     handler.flush_headers()
-    for number in range(1000):
-        if gallery.closing.wait(1):
-            return
-        handler.wfile.write(b"X-Header-%d: x\r\n" % number)
+    handler.wfile.write(b"X-Header: ")
+    while not gallery.closing.wait(1):
+        handler.wfile.write(b"x")
 
 
 def fault_short(gallery, handler, name):

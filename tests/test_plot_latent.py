@@ -11,6 +11,8 @@ import shutil
 import keras
 import matplotlib
 import matplotlib.colors
+import matplotlib.figure
+import matplotlib.patches
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -523,6 +525,15 @@ def test_loop_is_smooth_and_goes_where_the_codes_are(studio):
     assert tenth[0] == pytest.approx(tenth.min(), rel=0.01)  # it opens in a crowd
 
 
+def test_nearly_all_codes_lie_within_the_bounds_of_the_page(plot):
+    plane = plot.make_prior_plane(np.ones(2), True)
+    places = np.linspace([-5, -1], [5, 1], 1001)
+    wide, narrow = plot.choose_bounds(plane, places)
+    assert wide == pytest.approx([-5.08, 5.08])  # 0.2 % of 10 less, and a margin
+    assert narrow == [-2, 2]  # as the prior is there
+    assert plot.choose_bounds(plane, places[:0]) == [[-3, 3], [-3, 3]]
+
+
 def test_the_loop_follows_the_distance_of_the_codes(plot):
     turn = np.random.default_rng(0).uniform(-np.pi, np.pi, 4000)
     radius = np.where(np.cos(turn) > 0, 2.0, 0.5)
@@ -670,6 +681,33 @@ def test_many_numbers_are_a_scale_by_value(plot):
     near = [int(found.colors[98][i : i + 2], 16) for i in (1, 3, 5)]
     assert np.abs(np.subtract(near, [0x44, 0x01, 0x54])).max() < 40  # 98 of 1000
     assert found.colors[100] == plot.UNKNOWN_COLOR
+
+
+def test_what_counts_as_a_number(plot):
+    assert plot.to_numbers(["1", "", "-2e3", " 0.5 "]) == [1, None, -2000, 0.5]
+    for text in ("1_000", "one", "nan", "inf", "1e200", "1,5"):
+        assert plot.to_numbers(["1", text]) is None, text
+
+
+def test_rings_hold_their_share_of_the_prior(plot):
+    axes = matplotlib.figure.Figure().add_subplot()
+    ends = np.array([-1.0, 1.0])
+    plane = plot.make_prior_plane(np.ones(2), True)
+    plot.draw_frame(axes, plane, ends, ends, np.zeros((1, 2)))
+    shares = []
+    for patch in axes.patches:
+        if isinstance(patch, matplotlib.patches.Circle):
+            assert tuple(patch.center) == (0, 0)
+            shares.append(1 - np.exp(-(patch.radius**2) / 2))
+    assert shares == pytest.approx([0.5, 0.9, 0.99])
+
+
+def test_a_scale_goes_from_its_lowest_to_its_highest_number(plot):
+    found = paint(plot, [str(number) for number in range(10, 31)])
+    ends = [found.legend[0], found.legend[-1]]
+    assert [text for text, _ in ends] == ["10", "30"]
+    assert [found.colors[0], found.colors[-1]] == [color for _, color in ends]
+    assert found.colors[10] == found.legend[8][1]  # the middle
 
 
 def test_more_than_ten_names_are_nine_and_others(plot):

@@ -153,6 +153,34 @@ def test_a_frame_about_a_photo_is_not_seen(people, tmp_path):
     assert row.box.left == 150 and row.box.top >= 100 and row.box.bottom <= 500
 
 
+@pytest.mark.parametrize("side", [64, 512, 900])
+def test_a_moved_mask_lies_where_it_lay(side):
+    """Its values are the places of its pixels, so that they stay the same there."""
+    module = load_preprocess()
+    box = module.Box(100, 50, 612, 562)
+    other = module.Box(300, 250, 300 + side, 250 + side)
+    middles = (np.arange(256, dtype=np.float32) + 0.5) / 256
+    across = np.tile(box.left + 512 * middles, (256, 1))
+    down = np.tile(box.top + 512 * middles[:, None], (1, 256))
+    moved_across = module.move_mask(across, box, other)[20]
+    moved_down = module.move_mask(down, box, other)[:, 20]
+    for moved, start, end in ((moved_across, 300, 612), (moved_down, 250, 562)):
+        places = start + side * middles
+        inside = places < end - 2
+        assert np.abs(moved - places)[inside].max() < 0.1
+        assert not moved[places > end + 2].any()  # it says nothing of them
+
+
+@pytest.mark.parametrize(("bottom", "together"), [(500, True), (370, False)])
+def test_others_of_a_quarter_of_the_largest_stay_with_it(
+    people, tmp_path, bottom, together
+):
+    module = people()
+    image = draw_people((300, 100, 400, 500), (600, 300, 660, bottom))  # 0.3 and 0.1
+    row = module.make_row("x", save(tmp_path / "x.png", image))
+    assert abs(middle(row.box)[0] - (480 if together else 350)) <= 6
+
+
 def test_what_the_second_look_loses_keeps_the_first_box(people, tmp_path):
     """From afar its dots are bright together; close up they are specks, no people."""
     module = people(MIN_PERSON=0.01)

@@ -281,14 +281,17 @@ def test_two_workers_agree_with_one_process_and_notice_when_they_differ(tmp_path
 
 
 @pytest.mark.slow
-def test_workers_with_other_settings_do_not_train(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "values"), [("KL_WEIGHT", (0, 1)), ("EPOCHS", (1, 2))]
+)
+def test_workers_with_other_settings_do_not_train(tmp_path, name, values):
     folders = [tmp_path / "worker0", tmp_path / "worker1"]
     addresses = [f"127.0.0.1:{free_port()}" for _ in folders]
     processes = []
     for index, folder in enumerate(folders):
         prepare(folder, draw_images(40))
         environment = {"TF_CONFIG": make_config(addresses, index)}
-        settings = small(EPOCHS=1, KL_WEIGHT=5e-4 + index)
+        settings = small(**{"EPOCHS": 1, name: values[index]})
         processes.append(start(folder, environment, **settings))
     for process, folder in zip(processes, folders, strict=True):
         _, stderr = process.communicate(timeout=240)

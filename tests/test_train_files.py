@@ -154,6 +154,20 @@ def test_share_in_grid_is_that_of_the_first_two_latents():
     assert figures["kl_per_latent"] == [1.0, 0.5, 9.0]
 
 
+def test_advice_follows_the_figures(capsys):
+    def advise(cross_entropy, share):
+        figures = {"cross_entropy": cross_entropy, "cross_entropy_mean_image": 0.6}
+        train_vae.report({**figures, "share_in_grid": share})
+        return capsys.readouterr().out
+
+    for share in (0.61, 0.81, 0.96):
+        good = advise(0.5, share)
+        assert "KL_WEIGHT" not in good and "mean image:" not in good
+    assert "Raise KL_WEIGHT" in advise(0.5, 0.6)
+    assert "Lower KL_WEIGHT" in advise(0.5, 0.97)
+    assert "worse than the mean image: raise EPOCHS" in advise(0.61, 0.81)
+
+
 def test_the_rest_is_told_from_the_second_epoch(capsys):
     history = [{"seconds": 9.0}]
     told = train_vae.RemainingTime(history, 20)
@@ -242,6 +256,17 @@ def test_files_of_a_training(trained):
         with Image.open(folder / f"figures/{name}.png") as image:
             image.load()
             assert image.width >= size[0] and image.height >= size[1]
+
+
+@pytest.mark.slow
+def test_held_out_images_are_drawn_without_their_mirrors(trained):
+    folder, _ = trained
+    held_out = np.load(folder / "data/images.npy")[-40:]
+    with Image.open(folder / "figures/reconstructions.png") as image:
+        drawn = np.asarray(image.convert("RGB").crop((0, 0, 1280, 128))).astype(float)
+    tiles = drawn.reshape(32, 4, 10, 32, 4, 3).mean(axis=(1, 4)).swapaxes(0, 1)
+    assert np.abs(tiles - held_out[:20:2]).mean() < 2
+    assert np.abs(tiles - held_out[1:20:2]).mean() > 4  # or this says nothing
 
 
 @pytest.mark.slow

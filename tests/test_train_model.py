@@ -284,6 +284,17 @@ def test_a_loss_that_is_not_finite_stops_the_training_at_once():
                        callbacks=[train_vae.StopIfDiverging()])  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("loss", "reconstruction_loss"), [(10.5, 10.5), (math.nan, 0.5), (math.inf, 0.5)]
+)
+def test_a_loss_that_is_far_too_high_counts_as_well(loss, reconstruction_loss):
+    callback = train_vae.StopIfDiverging()
+    callback.on_train_batch_end(0, {"loss": 500.0, "reconstruction_loss": 0.7})
+    with pytest.raises(FloatingPointError, match="the loss has risen to"):
+        logs = {"loss": loss, "reconstruction_loss": reconstruction_loss}
+        callback.on_train_batch_end(0, logs)
+
+
 def awkward_images():
     """Return {what: uint8 (64, 28, 28, 1)}, with little to learn or much at once."""
     pixel, halves, outlier, black = np.zeros((4, 64, 28, 28, 1), np.uint8)
