@@ -119,6 +119,9 @@ class Gallery:
                     return fault_drop(site, self, "")
                 site.answer(self)
 
+            def do_CONNECT(self):  # as a proxy for https
+                self.send_error(407)
+
             def begin(self, host):
                 """Count this request among those under way."""
                 self.host = host
@@ -273,7 +276,8 @@ class Gallery:
         one of the API with status 200; "odd", one broken item first; "repeat", the
         first page always; "many", more are counted than are shown; "slow", 10 s;
         "silent", never; "short", cut short; "quota", none left; "old quota", the same
-        from a cache; "wait", HTTP 429 that says only in its text how long; "captcha".
+        from a cache; "wait", HTTP 429 that says only in its text how long; "captcha";
+        "end", nothing but the mark of Bing's end.
         """
         headers = {}
         if engine == "openverse":
@@ -490,6 +494,8 @@ def bing_page(gallery, items, query, mode):
     if mode == "captcha":
         body = b"<div class='captcha_text'>Please solve the challenge below</div>"
         return 200, "text/html", body
+    if mode == "end":
+        return 200, "text/html", b'<div class="dg_b" data-nextUrl=""></div>'
     first, count = int(query.get("first", 1)), int(query.get("count", 35))
     start = 0 if mode == "repeat" else max(0, first - 1)
     following = f"/images/async?q=x&amp;first={first + count}&amp;count={count}"
@@ -693,6 +699,12 @@ def fault_short(gallery, handler, name):
 
 def fault_loop(gallery, handler, name):
     send(handler, b"", 302, headers={"Location": handler.path})
+
+
+def fault_mirror(gallery, handler, name):
+    """A redirect of a query to the engine that answers like Commons."""
+    query = urllib.parse.urlsplit(handler.path).query
+    send(handler, b"", 302, headers={"Location": f"/w/api.php?{query}"})
 
 
 def fault_astray(gallery, handler, name):

@@ -1,6 +1,7 @@
 """plot_latent.py on what a user's files and machine can hold: a figure or one line."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -357,6 +358,29 @@ def test_a_pair_of_two_trainings_is_no_pair(copy, run):
     assert code == 1 and "decoder_00000000 do not belong together" in message
 
 
+@pytest.mark.parametrize(
+    ("latent_dim", "shape", "words"),
+    [
+        (2, (32, 28, 3), "pictures are 32 x 28 x 3, expected a square of 1 or 3"),
+        (2, (32, 32, 2), "pictures are 32 x 32 x 2, expected a square of 1 or 3"),
+        (2, (1024,), "pictures have the shape (1024,)"),
+        (1, (32, 32, 3), "it has one latent, expected 2 or more (LATENT_DIM)"),
+    ],
+)
+def test_models_of_another_kind(tmp_path, run, latent_dim, shape, words):
+    images, z = keras.Input(shape), keras.Input((latent_dim,))
+    flat = keras.layers.Flatten()(images)
+    code = [keras.layers.Dense(latent_dim)(flat) for _ in range(2)]
+    pixels = keras.layers.Dense(math.prod(shape), activation="sigmoid")(z)
+    pictures = keras.layers.Reshape(shape)(pixels)
+    (tmp_path / "model").mkdir()
+    keras.Model(images, code, name="encoder_x").save(tmp_path / "model/encoder.keras")
+    keras.Model(z, pictures, name="decoder_x").save(tmp_path / "model/decoder.keras")
+    code, _, message = run(tmp_path)
+    assert code == 1 and words in message and "train_vae.py" in message
+    assert not (tmp_path / "figures").exists()
+
+
 def test_a_damaged_model(copy, run):
     folder = copy(2)
     (folder / "model/decoder.keras").write_bytes(b"of another version")
@@ -469,6 +493,7 @@ def test_a_figure_that_fails_leaves_the_earlier_one_and_the_others(
 def test_a_figure_of_another_model_is_removed_when_it_is_left_out(studio, copy, run):
     folder = copy(2)
     shutil.copytree(studio[3] / "figures", folder / "figures")
+    (folder / "figures/traversals.png").write_bytes(b"damaged")  # of none, for all
     (folder / "data/images.npy").unlink()
     code, output, _ = run(folder)
     assert code == 0
@@ -549,6 +574,7 @@ def test_a_matplotlibrc_of_another_taste(copy, studio, tmp_path):
     [
         ("RUN > /dev/full", "Cannot write to stdout: No space left on device"),
         ("RUN >&-", ""),
+        ("RUN 2>&-", ""),
         ("set -o pipefail; RUN | head -n 1", None),
     ],
 )

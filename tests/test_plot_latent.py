@@ -484,6 +484,19 @@ def test_traversals_put_the_largest_kl_on_top_whatever_its_number(
         assert np.abs(tiles[row, -1, ::4, ::4] - wanted).max() <= 1
 
 
+def test_of_many_latents_those_that_tell_most_are_drawn(plot, tmp_path):
+    z = keras.Input((70,))
+    x = keras.layers.Dense(64, kernel_initializer="random_normal")(z)
+    x = keras.layers.Activation("sigmoid")(3 * x)
+    decoder = keras.Model(z, keras.layers.Reshape((8, 8, 1))(x))
+    kl = np.arange(70.0)
+    plot.plot_traversals(tmp_path / "t.png", decoder, NO_CODES, kl)
+    tiles = crop_tiles(tmp_path / "t.png", 64, 11, 120)
+    for row, latent in ((0, 69), (63, 6)):
+        wanted = np.asarray(decoder(2.5 * np.eye(70, dtype="float32")[[latent]]))
+        assert np.abs(tiles[row, -1, 7::15, 7::15, :1] - 255 * wanted[0]).max() <= 1
+
+
 def test_traversals_mark_what_carries_nothing(plot, studio, tmp_path):
     decoder, margins = load(studio[3], "decoder"), []
     for nats in (0.03, 0.02, 0.001, np.nan):

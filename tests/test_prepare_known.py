@@ -129,6 +129,14 @@ def test_torn_factors_leave_empty_cells(tmp_path, data):
     assert index[0]["file"] == "a.png" and index[0]["folder"] == ""
 
 
+def test_what_follows_a_cell_that_is_far_too_long_is_left_out(tmp_path):
+    fill(tmp_path / "data" / "raw", "a.png", "b.png")
+    table = "file,pose\na.png,1\nb.png," + 200_000 * "x" + "\n"
+    (tmp_path / "data" / "raw" / "factors.csv").write_text(table)
+    index = run(tmp_path)
+    assert {line["file"]: line["pose"] for line in index} == {"a.png": "1", "b.png": ""}
+
+
 def test_drawn_athletes_bring_their_factors(tmp_path):
     assert run_script("tests/draw_athletes.py", tmp_path, NUM_IMAGES=6).returncode == 0
     truth = {}

@@ -645,6 +645,19 @@ def test_memory_does_not_grow_with_the_number_of_files(tmp_path):
     assert many - few < 25, (few, many)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("end", [">/dev/full", ">&-"])
+def test_a_stdout_that_is_full_or_closed(many, end):
+    command = ["bash", "-c", f"'{sys.executable}' preprocess.py {end}"]
+    result = subprocess.run(command, cwd=many, capture_output=True, text=True)
+    if end == ">&-":  # nobody wants to see it
+        assert (result.returncode, result.stderr) == (0, "")
+        assert np.load(many / "data" / "images.npy").shape == (120, 64, 64, 3)
+        return
+    assert_message(result, "Cannot write to stdout: No space left on device")
+    assert (many / "data" / "images.npy").read_bytes() == b"earlier"
+
+
 def damage_fax():
     """Return the bytes of a TIFF about which libtiff complains on stderr."""
     bits = Image.fromarray(draw_noise(0, 300, 300)[..., 0]).convert("1")

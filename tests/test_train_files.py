@@ -1,5 +1,6 @@
 """train_vae.py: what it reads, writes, measures and says, and bad input."""
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -8,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -152,6 +154,14 @@ def test_share_in_grid_is_that_of_the_first_two_latents():
     figures = train_vae.describe_codes(codes, np.full((10, 3), [1.0, 0.5, 9.0]))
     assert figures["share_in_grid"] == pytest.approx(0.7)
     assert figures["kl_per_latent"] == [1.0, 0.5, 9.0]
+
+
+def test_each_device_needs_a_row_that_is_held_out():
+    strategy = types.SimpleNamespace(num_replicas_in_sync=4)
+    assert train_vae.choose_batch_size(400, 4, strategy) == 4 * train_vae.BATCH_SIZE
+    assert train_vae.choose_batch_size(40, 4, strategy) == 40
+    with pytest.raises(SystemExit, match="Found 2 rows to hold out, expected"):
+        train_vae.choose_batch_size(400, 2, strategy)
 
 
 def test_advice_follows_the_figures(capsys):
@@ -448,6 +458,27 @@ def test_closed_and_full_streams(tmp_path):
     assert silent.returncode == 0
     (tmp_path / "data/images.npy").unlink()
     assert run_shell(tmp_path, "{} 2>&-", **small()).returncode == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="there is no terminal to borrow")
+def test_a_terminal_gets_a_bar_that_moves(tmp_path):
+    import pty
+
+    prepare(tmp_path, draw_images(40))
+    ours, theirs = pty.openpty()
+    environment = {"TERM": "xterm", "COLUMNS": "120"}
+    process = start(tmp_path, environment, theirs, **small(EPOCHS=1))
+    os.close(theirs)
+    output = b""
+    with contextlib.suppress(OSError):  # Linux: the other end was closed
+        while data := os.read(ours, 65536):
+            output += data
+    os.close(ours)
+    assert process.communicate(timeout=600)[1] == ""
+    assert process.returncode == 0
+    assert b"1/2" in output and b"\r" in output.replace(b"\r\n", b"")
+    assert b"Wrote model/encoder.keras and model/decoder.keras" in output
 
 
 @pytest.mark.slow
