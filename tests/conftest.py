@@ -53,7 +53,7 @@ def copy_script(script, folder, **edits):
     return copy
 
 
-def run_script(script, folder, timeout=600, environment=None, **edits):
+def run_script(script, folder, timeout=900, environment=None, **edits):
     """Run an edited copy of a script in the folder, as a user would.
 
     Args:

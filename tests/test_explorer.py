@@ -61,7 +61,7 @@ class Browser:
     def call(self, path, method="POST", **values):
         data = json.dumps(values).encode() if method == "POST" else None
         request = urllib.request.Request(self.address + path, data, method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return json.load(answer)["value"]
 
     def command(self, name, **values):

@@ -183,7 +183,7 @@ def test_what_tensorflow_says_is_shown_where_a_gpu_is_there_but_not_used(tmp_pat
     environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     environment["TF_CPP_MIN_LOG_LEVEL"] = "0"
     process = start(tmp_path, environment, **small(EPOCHS=1))
-    _, stderr = process.communicate(timeout=240)
+    _, stderr = process.communicate(timeout=900)
     assert process.returncode == 0
     assert "TensorFlow uses no GPU, although there may be one" in stderr
     assert len(stderr.splitlines()) > 1  # and TensorFlow's own notes
@@ -202,7 +202,7 @@ def test_a_cluster_of_one_trains_as_without(tmp_path):
         prepare(folder, draw_images(40))
         environment = {} if text is None else {"TF_CONFIG": text}
         process = start(folder, environment, **small(EPOCHS=2))
-        _, stderr = process.communicate(timeout=240)
+        _, stderr = process.communicate(timeout=900)
         assert (process.returncode, stderr) == (0, "")
         history = strip(read_history(folder))
         results.append((history, read_summary(folder)["model_id"]))
@@ -229,7 +229,7 @@ def test_two_workers_agree_with_one_process_and_notice_when_they_differ(tmp_path
         prepare(folder, draw_images(200))
     settings = small(EPOCHS=3, OPTIMIZER="sgd")  # it follows the size of a gradient
     single = start(folders.pop(), **settings)
-    single.communicate(timeout=240)
+    single.communicate(timeout=900)
     codes, outputs = run_cluster(folders, **{**settings, "BATCH_SIZE": 8})
     assert [single.returncode, *codes] == [0, 0, 0]
     assert "11 steps of 16 images on 2 x CPU" in outputs[0][0]
@@ -294,7 +294,7 @@ def test_workers_with_other_settings_do_not_train(tmp_path, name, values):
         settings = small(**{"EPOCHS": 1, name: values[index]})
         processes.append(start(folder, environment, **settings))
     for process, folder in zip(processes, folders, strict=True):
-        _, stderr = process.communicate(timeout=240)
+        _, stderr = process.communicate(timeout=900)
         assert process.returncode == 1
         assert "The workers differ" in stderr and "same script, settings" in stderr
         assert not (folder / "model/history.csv").exists()

@@ -374,7 +374,7 @@ def test_keras_set_otherwise_changes_nothing(trained, tmp_path):
     (tmp_path / "keras.json").write_text(json.dumps(config))
     environment = {"KERAS_HOME": str(tmp_path), "KERAS_BACKEND": "torch"}
     process = start(tmp_path, environment, **small())
-    _, stderr = process.communicate(timeout=240)
+    _, stderr = process.communicate(timeout=900)
     assert (process.returncode, stderr) == (0, "")
     assert strip(read_history(tmp_path)) == strip(read_history(trained[0]))
     ids = [read_summary(folder)["model_id"] for folder in (tmp_path, trained[0])]
@@ -435,7 +435,7 @@ def run_shell(folder, command, **edits):
     script = f"'{sys.executable}' train_vae.py"
     command = ["bash", "-c", "set -o pipefail; " + command.format(script)]
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=240, check=False
+        command, cwd=folder, capture_output=True, text=True, timeout=900, check=False
     )
 
 
@@ -475,7 +475,7 @@ def test_a_terminal_gets_a_bar_that_moves(tmp_path):
         while data := os.read(ours, 65536):
             output += data
     os.close(ours)
-    assert process.communicate(timeout=600)[1] == ""
+    assert process.communicate(timeout=900)[1] == ""
     assert process.returncode == 0
     assert b"1/2" in output and b"\r" in output.replace(b"\r\n", b"")
     assert b"Wrote model/encoder.keras and model/decoder.keras" in output
@@ -498,7 +498,7 @@ terminal.write(sys.stdout.text)
 """
     result = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.endswith("Wrote model/encoder.keras and model/decoder.keras\n")

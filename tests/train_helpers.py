@@ -105,7 +105,7 @@ def start(folder, environment=None, stdout=subprocess.PIPE, **edits):
     )
 
 
-def wait_for(condition, process, seconds=240):
+def wait_for(condition, process, seconds=900):
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, "the training ended too early"
@@ -132,6 +132,6 @@ def run_cluster(folders, **edits):
     for index, folder in enumerate(folders):
         config = make_config(addresses, index)
         processes.append(start(folder, {"TF_CONFIG": config}, **edits))
-    outputs = [process.communicate(timeout=500) for process in processes]
+    outputs = [process.communicate(timeout=900) for process in processes]
     print(*sum(outputs, ()), sep="\n")
     return [process.returncode for process in processes], outputs
