@@ -251,7 +251,7 @@ class Gallery:
             elif parts.path in self.pictures:
                 self.closing.wait(self.delay)
                 if self.hold is not None and self.asked("/pictures/") > self.free:
-                    self.hold.wait(60)
+                    self.hold.wait(600)
                 send(handler, self.pictures[parts.path], kind="image/jpeg")
             elif parts.path.startswith("/faults/"):
                 name = urllib.parse.unquote(parts.path).removeprefix("/faults/")

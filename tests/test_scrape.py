@@ -1333,7 +1333,8 @@ def test_one_run_at_a_time(tmp_path, gallery):
     pytest.importorskip("fcntl")
     gallery.add(40)
     gallery.hold = threading.Event()  # the first run gets no picture until told
-    settings = {**QUICK, "ENDPOINTS": gallery.endpoints}
+    settings = {**QUICK, "ENDPOINTS": gallery.endpoints, "REQUEST_TIMEOUT": 600}
+    settings["IMAGE_DEADLINE"] = 600
     copy = copy_script("scrape.py", tmp_path, **settings)
     process = subprocess.Popen([sys.executable, copy.name], cwd=tmp_path)
     wait_for(lambda: gallery.asked("/pictures/") > 0)
