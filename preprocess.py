@@ -1452,7 +1452,8 @@ def read_factors(path):
                     if name in (None, "file") or text is None:
                         continue
                     column = name
-                    while column in taken:
+                    others = set(table.fieldnames) - {name}
+                    while column in taken | others:
                         column = f"factor_{column}"
                     factors.setdefault(column, {})[line.get("file")] = text
         except csv.Error as error:

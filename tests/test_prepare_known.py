@@ -118,6 +118,14 @@ def test_columns_of_factors(tmp_path):
     assert set(width.values()) == {"128"}  # of the box
 
 
+def test_a_prefix_makes_no_two_columns_one(tmp_path):
+    path = tmp_path / "factors.csv"
+    path.write_text("file,width,factor_width\na.png,1,2\n", encoding="utf-8")
+    factors = load_preprocess().read_factors(path)
+    assert factors["factor_width"] == {"a.png": "2"}
+    assert factors["factor_factor_width"] == {"a.png": "1"}
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"\n", b"no,column\n1,2\n", b'file,a\n"a.png,1\n', b"file,a\na.png,\xff\n"],
