@@ -59,30 +59,11 @@ def make_studio(studio):
         edits |= {"KL_WEIGHT": 5e-5, "FILTERS": (16, 32), "SEED": 0}
         result = run_script("train_vae.py", folder, VALIDATION_IMAGES=6, **edits)
         assert result.returncode == 0
-        add_factors(folder)
         change_summary(folder, kl_weights=[5e-5] * latent_dim)
         result = run_script("plot_latent.py", folder, **SETTINGS)
         assert (result.returncode, result.stderr) == (0, "")
         (folder / "output.txt").write_text(result.stdout, encoding="utf-8")
     return folders
-
-
-def add_factors(folder):
-    """Write what factors.csv knows into images.csv, if it does not stand there."""
-    path = folder / "data/images.csv"
-    with open(path, encoding="utf-8", newline="") as file:
-        index = list(csv.DictReader(file))
-    if "people" in index[0]:
-        return
-    with open(folder / "data/raw/factors.csv", encoding="utf-8", newline="") as file:
-        factors = {row["file"]: row for row in csv.DictReader(file)}
-    for row in index:
-        known = dict(factors[row["file"]])
-        known["factor_width"] = known.pop("width")
-        if row["mirrored"] == "1":
-            known["shift"] = str(-float(known["shift"]))
-        row.update(known)
-    write_index(path, index)
 
 
 def write_index(path, index, encoding="utf-8"):
