@@ -20,6 +20,12 @@ def pytest_configure(config):
     config.addinivalue_line("markers", f"slow: {text}")
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "studio" in item.fixturenames:  # trained models, which take half a minute
+            item.add_marker("slow")
+
+
 def read_settings(path):
     """Return {name: AST node} of the UPPER_CASE assignments of a script."""
     body = ast.parse(path.read_text(encoding="utf-8")).body

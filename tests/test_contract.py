@@ -312,6 +312,7 @@ def test_scripts_run_where_stdout_is_no_real_stream(script, edits, tmp_path):
     assert "Wrote data" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "setting"),
     [
@@ -328,6 +329,7 @@ def test_an_input_that_cannot_be_looked_at_is_told_as_such(script, setting, tmp_
     assert f"({setting})" in result.stderr and "Cannot write" not in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "missing", "remedy"),
     [
@@ -347,6 +349,7 @@ def test_a_script_without_its_input_names_the_one_to_run(
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{script}.py"]
 
 
+@pytest.mark.slow
 def test_the_chain_from_drawings_to_the_grid(tmp_path):
     """Draw, prepare, train and plot at a small size, as a user does at the real one."""
     assert run_script("tests/draw_athletes.py", tmp_path, NUM_IMAGES=60).returncode == 0

@@ -408,6 +408,7 @@ def test_a_model_of_another_keras_names_its_version_and_the_reason(copy, run):
     assert "a_new_option" in message and len(message) < 900 and "\n" not in message
 
 
+@pytest.mark.slow
 def test_no_model_ends_with_a_message_and_no_traceback(tmp_path):
     result = run_script("plot_latent.py", tmp_path, **SETTINGS)
     assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
@@ -512,6 +513,7 @@ def test_a_figure_of_the_same_model_stays_and_is_named(studio, copy, run):
     assert (folder / "figures/latent_map.png").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_folder_of_the_figures_is_a_file(copy):
     folder = copy(2)
     (folder / "figures").write_text("a file")

@@ -511,6 +511,7 @@ def test_output_that_cannot_be_written(tmp_path):
         assert not list(tmp_path.glob("data/*images*"))
 
 
+@pytest.mark.slow
 def test_mnist_without_the_web(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     for name in ("http_proxy", "https_proxy"):  # nothing listens there

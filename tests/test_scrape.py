@@ -289,6 +289,7 @@ def test_private_addresses_are_refused_on_the_socket(tmp_path, gallery, monkeypa
     assert [path for path, _ in gallery.requests] == urls[1:]
 
 
+@pytest.mark.slow
 def test_bounds_hold_behind_a_proxy(tmp_path, gallery, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", gallery.address)
     names = ("drip", "headers", "endless", "plain_1")
@@ -421,6 +422,7 @@ def drip_to(server):
                 time.sleep(1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes the certificate")
 def test_over_tls(tmp_path, gallery, monkeypatch):
     """Deadlines hold in a handshake, in headers and in a body."""
@@ -493,6 +495,7 @@ def test_a_host_that_comes_late_loses_nothing(tmp_path):
         assert len(pictures(tmp_path)) == 30
 
 
+@pytest.mark.slow
 def test_a_host_that_was_left_gets_another_chance(tmp_path, gallery):
     """It hangs up more often than there are PAUSES, so that it is left for a while."""
     gallery.add(60, hosts=gallery.addresses[1:3])
@@ -701,6 +704,7 @@ def test_a_passing_error_of_the_api_of_commons_passes(tmp_path, gallery, code):
     assert len(pictures(tmp_path)) == 65
 
 
+@pytest.mark.slow
 def test_a_query_that_fails_costs_no_other_one(tmp_path, gallery):
     long = "マッチョ" * 30
     for start, word in enumerate(("a", long, "b", "c")):
@@ -740,6 +744,7 @@ def test_three_queries_that_fail_in_a_row_end_an_engine(tmp_path, gallery):
     assert len(pictures(tmp_path)) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [429, "wait"])
 def test_429_without_retry_after(tmp_path, gallery, mode):
     gallery.add(90)
@@ -794,6 +799,7 @@ def test_google_is_refused_in_one_line(tmp_path, gallery):
     assert gallery.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "mode", "words"),
     [
@@ -839,6 +845,7 @@ def test_faults_of_engines(tmp_path, gallery, engine, mode, words):
         assert len(gallery.requests) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["commons", "openverse", "bing"])
 def test_a_passing_fault_of_an_engine_costs_nothing(tmp_path, gallery, engine):
     gallery.add(90)
@@ -889,6 +896,7 @@ def test_an_engine_that_has_moved_is_followed_but_not_round_and_round(
     assert gallery.asked("/faults/loop") == 6
 
 
+@pytest.mark.slow
 def test_an_unreachable_engine_is_left_and_the_next_one_asked(tmp_path, gallery):
     gallery.add(5)
     ends = {**gallery.endpoints, "commons": f"{closed_port()}/w/api.php"}
@@ -931,6 +939,7 @@ def test_a_slow_page_of_results_is_waited_for(tmp_path, gallery):
 # Asking
 
 
+@pytest.mark.slow
 def test_keywords_share_and_a_second_round_takes_the_rest(tmp_path, gallery):
     gallery.add(50, keyword="a b")  # a page of results each
     gallery.add(4, start=100, keyword="R&D + 50% C#")
@@ -1158,6 +1167,7 @@ def test_credits(tmp_path, gallery):
     assert raw(tmp_path, "000001.jpg").name in text
 
 
+@pytest.mark.slow
 def test_manners(tmp_path, gallery):
     gallery.add(40, hosts=gallery.addresses[1:2])
     gallery.add(3, start=500, hosts=gallery.addresses[2:3])
@@ -1210,6 +1220,7 @@ def test_delays_of_hosts(monkeypatch):
     assert scrape.Host("upload.wikimedia.org").delay == 0.2
 
 
+@pytest.mark.slow
 def test_from_a_second_on_one_request_at_a_time(tmp_path, gallery):
     """HOST_CONCURRENCY is for hosts of short delays (test_manners sees it)."""
     gallery.add(5, hosts=gallery.addresses[1:2])
@@ -1259,6 +1270,7 @@ def test_lists_of_addresses(tmp_path, gallery):
 # Coming back
 
 
+@pytest.mark.slow
 def test_runs_again(tmp_path, gallery):
     gallery.add(20)
     assert crawl(tmp_path, gallery, MAX_NUM=8).returncode == 0
@@ -1293,6 +1305,7 @@ def test_runs_again(tmp_path, gallery):
     assert gallery.requests == []
 
 
+@pytest.mark.slow
 def test_pages_that_are_known_are_passed_over(tmp_path, gallery):
     gallery.add(260)
     assert crawl(tmp_path, gallery, MAX_NUM=230).returncode == 0
@@ -1451,6 +1464,7 @@ def kill_at(folder, gallery, event, ending, count=1):
     assert crawl(folder, gallery, **edits).returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @unix
 @pytest.mark.parametrize("cut", [1, 30])
 def test_a_torn_line_is_healed(tmp_path, gallery, cut):
@@ -1563,6 +1577,7 @@ def small_disk(folder, options):
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", ["Short", "Long " * 1500])
 def test_disk_full(tmp_path, gallery, title):
     gallery.add(200, title=title)  # a long one: its line finds no room

@@ -172,6 +172,7 @@ def test_gradients_of_all_devices_together_are_clipped_to_one():
             assert not np.allclose(below, bound, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_what_tensorflow_says_is_shown_where_a_gpu_is_there_but_not_used(tmp_path):
     """A fake nvidia-smi stands for a machine whose GPU TensorFlow cannot use."""
     if tf.config.list_physical_devices("GPU"):

@@ -97,6 +97,7 @@ def test_a_large_array_is_read_in_parts(tmp_path):
 # ---------------------------------------------------------------------- the figures
 
 
+@pytest.mark.slow
 def test_measure_against_numpy():
     _, encoder, decoder = build()
     random = np.random.default_rng(3)

@@ -270,6 +270,7 @@ def test_the_schedule_follows_the_epoch_and_the_steps_that_were_counted():
     assert rates == pytest.approx([3e-3, 3e-3 * 0.505, low, 3e-5])
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_training_at_once():
     vae, _, _ = build()
     images = draw_images(64, 28, 1) / np.float32(255)
