@@ -253,6 +253,7 @@ def test_scripts_stand_alone(script):
         assert not isinstance(node, ast.Assert), "asserts can be switched off"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_importing_does_nothing(script, tmp_path):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {script}"

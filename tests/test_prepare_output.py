@@ -568,6 +568,7 @@ def test_interrupt_keeps_the_earlier_array(many):
     assert [path.name for path in (many / "data").iterdir()] == ["images.npy"]
 
 
+@pytest.mark.slow
 @unix
 @pytest.mark.parametrize(
     ("event", "ending", "count"),

@@ -503,6 +503,7 @@ def test_the_model_is_fetched_once(tiny, server, folder):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page, words",
     [

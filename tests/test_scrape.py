@@ -322,6 +322,7 @@ def test_addresses_that_are_not_for_us(address):
         scrape.check_public(public)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "host",
     [
@@ -588,6 +589,7 @@ def test_a_slow_host_does_not_hold_all_threads(tmp_path, gallery):
 # Our own environment
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "words"),
     [
@@ -689,6 +691,7 @@ def test_in_a_notebook(tmp_path, gallery):
 # Faults of engines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [
@@ -1021,6 +1024,7 @@ def test_openverse_gives_more_than_one_query_shows(tmp_path, gallery):
         assert "filter_dead=false" in path or "/pictures/" in path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ok", "many"])
 def test_openverse_is_not_asked_for_more_than_it_shows(tmp_path, gallery, mode):
     gallery.add(260, license="by")
@@ -1064,6 +1068,7 @@ def test_licence_filters(tmp_path, gallery):
     assert "qft=%2Bfilterui%3Alicense-L2_L3&" in path + "&"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "creator"),
     [

@@ -199,6 +199,7 @@ SPOILERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", SPOILERS)
 def test_a_damaged_or_foreign_backup_is_named_and_passed_over(how, tmp_path):
     vae, _, _ = build()
