@@ -19,7 +19,7 @@ Stopped, it leaves earlier figures as they were, each one whole.
 The plane that is drawn is that of z[0] and z[1], centred and scaled by the codes of the
 training images; other latents stay at the mean of their codes. The tiles of the grid
 are at quantiles of the normal distribution with that mean and deviation. Without the
-array, the plane is that of the prior. 600 images of 256 pixels take 12 s on two cores.
+array, the plane is that of the prior. 600 images of 256 pixels take 10 s on two cores.
 
 The file in order: loading; codes; the plane; the walk; the grid; the map; traversals;
 the animation; the explorer; files; checks of the settings; messages; main(); the

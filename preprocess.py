@@ -21,7 +21,7 @@ Exits   with 0: done; 1: a message says what to mend; 130: stopped by Ctrl-C.
 
 Stopped, it leaves earlier files as they were. Rows are written as they are made, so
 that memory stays flat however many there are. While it runs, it needs 49 kB a picture
-on the disk of OUTPUT_FILE besides the array. 300 pictures take 6 s on two cores.
+on the disk of OUTPUT_FILE besides the array. 300 pictures take 3 s on two cores.
 
 The file in order: reading a picture; its content; squares; the people in it; its row;
 copies; faults beside the others; the inputs; figures; files; checks of the settings;

@@ -14,7 +14,7 @@ Writes  MODEL_DIR/encoder.keras: (B, H, W, C) float32 in 0..1 -> [z_mean, z_log_
 Exits   with 0: done; 1: a message says what to mend; 130: stopped by Ctrl-C.
 
 Stopped and run again, it goes on after the last whole epoch. 50 epochs of 600 rows of
-256 pixels take three and a half minutes on two cores.
+256 pixels take less than three minutes on two cores.
 
 The model is that of Kingma and Welling, "Auto-Encoding Variational Bayes" (arXiv
 1312.6114):
