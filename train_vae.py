@@ -113,7 +113,7 @@ FIGURE_DIR = "figures"
 # Model
 LATENT_DIM = 2  # 2 make a map; more add details, best with KL_WEIGHT = 2e-4
 FILTERS = (16, 32, 64, 128)  # channels of each stage: larger or more are slower
-ACTIVATION = "leaky_relu"  # or "silu", better for digits with LEARNING_RATE = 6e-3
+ACTIVATION = "leaky_relu"  # or "silu" at LEARNING_RATE = 6e-3: digits, many images
 KL_WEIGHT = 5e-4  # higher: smoother map, blurrier pictures; 0 to 10
 
 # Training
